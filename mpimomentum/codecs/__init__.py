@@ -1,0 +1,1 @@
+"""Compression of vectors: packed signs and error feedback."""

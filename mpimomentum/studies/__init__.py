@@ -1,0 +1,1 @@
+"""Studies: one question a file, answered by one JSON and one figure."""

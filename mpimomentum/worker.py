@@ -1,0 +1,276 @@
+"""The contract: what an algorithm may ask of the rank it runs on.
+
+An algorithm is a coroutine over a :class:`Worker`. Every ``await`` marks a point where another rank
+may interleave. The same algorithm file runs on real MPI ranks (``transport/``) and on a
+deterministic virtual clock (``simulator/``); neither is visible from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+Vector: TypeAlias = torch.Tensor
+"""A flat 1-D torch tensor, any device, float32 (float64 for the laws)."""
+
+Batch: TypeAlias = Any
+"""What ``Objective.sample`` returned; only the objective looks inside."""
+
+Requires: TypeAlias = Literal[
+    "none", "symmetric", "doubly_stochastic", "column_stochastic", "bipartite"
+]
+"""What an algorithm asks of the mixing matrix or, for ``bipartite``, of the graph."""
+
+
+class Handle(Generic[T]):
+    """An operation under way: a promise that can be polled and awaited.
+
+    Parameters
+    ----------
+    what : str
+        The operation and the ranks it involves, in words: what a watchdog prints.
+    """
+
+    __slots__ = ("_callback", "_done", "_error", "_value", "what")
+
+    def __init__(self, what: str = "an operation") -> None:
+        self.what = what
+        self._done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._callback: Callable[[], None] | None = None
+
+    @classmethod
+    def completed(cls, value: T) -> Handle[T]:
+        """Return a handle that is already done with `value`."""
+        handle: Handle[T] = cls()
+        handle.resolve(value)
+        return handle
+
+    def test(self) -> bool:
+        """Poll: True once done. Never blocks; a subclass may make progress here."""
+        return self._done
+
+    def result(self) -> T:
+        """Return the value, or raise the error, of a handle that is done."""
+        if not self._done:
+            raise RuntimeError(f"not done yet: {self.what}")
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set by resolve; None where T is None
+
+    def resolve(self, value: T) -> None:
+        """Complete with `value` (for whoever carries out the operation)."""
+        self._value = value
+        self._finish()
+
+    def fail(self, error: BaseException) -> None:
+        """Complete with `error`, raised again by :meth:`result` and by ``await``."""
+        self._error = error
+        self._finish()
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once done: at once if done already. One callback a handle."""
+        if self._done:
+            callback()
+        else:
+            self._callback = callback
+
+    def _finish(self) -> None:
+        self._done = True  # last: another thread may be polling
+        if self._callback is not None:
+            self._callback()
+
+    def __await__(self) -> Generator[Handle[Any], None, T]:
+        """Yield this handle to the driver until it is done, then return its result."""
+        while not self.test():
+            yield self
+        return self.result()
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Row and column of W that concern one rank at one step, its own weight included.
+
+    ``in_weights[j]`` = W_ij multiplies what comes from j; ``out_weights[j]`` = W_ji is what j
+    gives to what comes from here.
+    """
+
+    in_weights: Mapping[int, float]
+    out_weights: Mapping[int, float]
+
+
+class Window(Protocol):
+    """A vector of this rank that all ranks can read, and change through their owner.
+
+    Only its owner writes it, so a State may hold it like a vector that others average with.
+    """
+
+    dim: int
+    version: int
+    """Gradient updates (:meth:`add`) applied to this rank's vector so far."""
+    mixes: int
+    """Averages applied to this rank's vector so far, whoever began them."""
+
+    def read(self, out: Vector | None = None) -> Vector:
+        """Return a private copy, shape (dim,), of this rank's vector (or fill `out`).
+
+        Another rank's update may land before and after, as "inconsistent read" says in theory.
+        """
+
+    def get(self, rank: int) -> Handle[tuple[Vector, int]]:
+        """Return a whole (untorn) copy of `rank`'s vector with the version it was read at."""
+
+    def add(self, rank: int, v: Vector) -> Handle[None]:
+        """Do x_rank += v. Done when *applied*; `v` must not be changed before that.
+
+        Remote adds of one rank to another are applied first in, first out.
+        """
+
+    def average(self, rank: int) -> Handle[bool]:
+        """Average this rank's vector with `rank`'s: both become the mean, their sum is conserved.
+
+        Returns
+        -------
+        bool
+            False if one of the two was busy: nothing happened, draw another.
+        """
+
+
+class Mailbox(Protocol):
+    """Messages between ranks, with source and version; in order from each source."""
+
+    def send(self, rank: int, v: Vector, version: int = 0) -> Handle[None]:
+        """Send `v` to `rank`. Once done, `v` may be changed; nothing is said about arrival."""
+
+    def recv(self) -> Handle[tuple[int, int, Vector]]:
+        """Receive the next message from anyone: (source, version, v). `v` is the receiver's."""
+
+
+class Counter(Protocol):
+    """A 64-bit integer kept at one rank, shared by all."""
+
+    def fetch_add(self, k: int = 1) -> Handle[int]:
+        """Add `k` atomically; returns the value before. ``fetch_add(0)`` reads."""
+
+
+class Worker(Protocol):
+    """One rank, as an algorithm sees it."""
+
+    rank: int
+    size: int
+    step: int
+    """Steps this rank has completed."""
+    active: bool
+    """On a bipartite graph: in the class that begins paired exchanges; True on any other."""
+    lr: float | Vector
+    """Step size now; read it *after* awaiting the gradient, or it lags a schedule by a step."""
+    weight_decay: float | Vector
+    rng: np.random.Generator
+    """This rank's own stream (the data have another)."""
+    shared_rng: np.random.Generator
+    """The same stream on all ranks: draw from it in the same order everywhere."""
+    samples: int
+    """Size of this rank's data."""
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """Ranks joined to this one by the graph of the current step, ascending."""
+
+    def mixing(self, t: int) -> Mixing:
+        """Return this rank's row and column of W at step `t`."""
+
+    def sample(self, indices: Sequence[int] | None = None) -> Batch:
+        """Draw the next mini-batch of this rank's data, or the given one."""
+
+    def gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Start the gradient at `x`. The result is overwritten by the next gradient.
+
+        `x` must not be changed until done.
+        """
+
+    def full_gradient(self, x: Vector) -> Handle[Vector]:
+        """Start the gradient over all of this rank's data."""
+
+    def allreduce(self, v: Vector) -> Handle[Vector]:
+        """Sum over all ranks; `v` may be changed once done."""
+
+    def allgather(self, v: Vector) -> Handle[Vector]:
+        """Return all ranks' vectors, shape (size, len(v)), row r from rank r."""
+
+    def alltoall(self, rows: Vector) -> Handle[Vector]:
+        """Send row j of `rows` (size, m) to rank j; row i of the result came from rank i."""
+
+    def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
+        """Send `v` along the out-edges of step `t` (default: now), collect from the in-edges.
+
+        Returns
+        -------
+        dict
+            source rank -> its vector, in ascending order of rank, this rank's own included.
+        """
+
+    def window(self, name: str, x0: Vector) -> Window:
+        """Make this rank's part of a window, starting at a copy of `x0`. Collective."""
+
+    def mailbox(self, name: str) -> Mailbox:
+        """Make this rank's part of a mailbox. Collective."""
+
+    def counter(self, name: str, home: int = 0) -> Counter:
+        """Make a counter kept at rank `home`, starting at 0. Collective."""
+
+    def record(self, **scalars: float) -> None:
+        """Append a telemetry record: tau=…, peer=…; rank, step and time are added."""
+
+
+@runtime_checkable
+class Algorithm(Protocol[S]):
+    """One paper: a frozen dataclass of hyper-parameters with a loop body.
+
+    Optional further methods: ``roles(size) -> (workers, servers)``, two tuples of ranks that may
+    overlap (default: all are workers and all run ``serve`` if there is one); ``async serve(w, s)``,
+    which runs beside ``step`` on the same State and interleaves with it only at ``await``;
+    ``async finish(w, s)``, once, after every rank has made its last step and all is delivered.
+    The State has a field ``x``, a Vector or a Window: this rank's model.
+    """
+
+    name: ClassVar[str]
+    """What the command line calls it."""
+    synchronous: ClassVar[bool]
+    """Whether a step waits for other ranks, so that all must agree on when to stop."""
+    lr: Any
+
+    @property
+    def requires(self) -> Requires:
+        """What it needs of the mixing matrix."""
+
+    def init(self, w: Worker, x0: Vector) -> S:
+        """Make this rank's State from the common start `x0` (collective: may make windows)."""
+
+    async def step(self, w: Worker, s: S) -> None:
+        """One step: the paper's loop body."""
+
+
+class Objective(Protocol):
+    """What is minimised, as one worker sees it: its own data, its own f_i."""
+
+    dim: int
+
+    def initial(self) -> Vector:
+        """Return the start x_0, shape (dim,), the same on every rank."""
+
+    def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> Batch:
+        """Draw a mini-batch."""
+
+    def gradient(self, x: Vector, batch: Batch) -> Vector:
+        """Return the mini-batch gradient at `x`; may be a buffer that the next call overwrites."""
+
+    def loss(self, x: Vector) -> float:
+        """Return f_i(x)."""
