@@ -1,0 +1,1 @@
+"""What users run: objectives, the optimizer of their loop, the trainer."""

@@ -1,0 +1,219 @@
+"""What is minimised: a torch model on this rank's data, as a function of one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpimomentum.runtime.objectives.flat import FlatModel
+from mpimomentum.runtime.objectives.quadratic import Quadratic
+from mpimomentum.worker import Objective, Vector
+
+__all__ = ["FlatModel", "Quadratic", "TorchObjective"]
+
+EVALUATION_CHUNK = 1024  # samples per forward pass where all the data are gone through
+
+
+class TorchObjective(Objective):
+    """Mean loss of a torch model over this rank's data.
+
+    Gradients are taken in the mode (``train()`` or ``eval()``) in which the model is, losses and
+    accuracies in evaluation mode. Every method that takes an `x` leaves it in the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, on its device; from now on its parameters are views of `flat`, its gradients
+        of `grad`. Not to be shared with another objective.
+    loss : callable
+        ``loss(outputs, targets)``, a scalar: the *mean* over the samples given.
+    train_x, train_y : torch.Tensor
+        This rank's inputs, shape (n, …), and targets, shape (n, …); moved to the model's device.
+    batch_size : int
+        Samples per mini-batch, 1 to n.
+
+    Attributes
+    ----------
+    flat, grad : torch.Tensor
+        The model's parameters and gradients, float32, shape (dim,).
+    dim, samples : int
+        Number of trainable parameters; n.
+
+    Raises
+    ------
+    ValueError
+        If the lengths disagree, `batch_size` is not possible, or :class:`FlatModel` refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        train_x: Tensor,
+        train_y: Tensor,
+        batch_size: int,
+    ) -> None:
+        if len(train_x) != len(train_y):
+            raise ValueError(
+                f"{len(train_x)} inputs (train_x) but {len(train_y)} targets (train_y)"
+            )
+        if not 1 <= batch_size <= len(train_x):
+            raise ValueError(
+                f"batch_size {batch_size} is not possible with this rank's {len(train_x)} samples: "
+                f"use a smaller one, or fewer ranks"
+            )
+        self.model = model
+        self.parameters = FlatModel(model)
+        self.flat, self.grad = self.parameters.flat, self.parameters.grad
+        self.dim, self.samples = self.parameters.dim, len(train_x)
+        self.batch_size = batch_size
+        self._criterion = loss
+        self._x = train_x.to(self.parameters.device)
+        self._y = train_y.to(self.parameters.device)
+        self._initial = self.flat.clone()
+        self._order = torch.empty(0, dtype=torch.int64)  # this epoch's; none is begun
+        self._position = 0
+        self._last_loss = torch.tensor(float("nan"))
+
+    def initial(self) -> Vector:
+        """Return a copy of the parameters that the model came with, shape (dim,)."""
+        return self._initial.clone()
+
+    def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> Tensor:
+        """Draw a mini-batch without replacement, or take the one given.
+
+        Every epoch goes through the data once, in a new order drawn from `rng`. All batches have
+        `batch_size` samples: where an epoch ends within one, the next epoch's begin fills it.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The data's stream; drawn from once an epoch, not at all if `indices` are given.
+        indices : sequence of int, optional
+            Samples of the batch, any number of them; the epoch is not advanced.
+
+        Returns
+        -------
+        torch.Tensor
+            Indices of the samples, int64, shape (batch,), on the CPU.
+
+        Raises
+        ------
+        ValueError
+            If `indices` is empty or not within 0 … samples − 1.
+        """
+        if indices is not None:
+            batch = torch.as_tensor(indices, dtype=torch.int64)
+            if batch.numel() == 0 or batch.min() < 0 or batch.max() >= self.samples:
+                raise ValueError(f"expected one or more of samples 0 to {self.samples - 1}")
+            return batch
+        batch = self._order[self._position : self._position + self.batch_size]
+        self._position += len(batch)
+        missing = self.batch_size - len(batch)
+        if missing:
+            self._order = torch.from_numpy(rng.permutation(self.samples))
+            self._position = missing
+            batch = torch.cat([batch, self._order[:missing]])
+        return batch
+
+    def gradient(self, x: Vector, batch: Tensor) -> Vector:
+        """Return the gradient of the mean loss over `batch` at `x`.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape (dim,); copied, and may be changed once this returns.
+        batch : torch.Tensor
+            What :meth:`sample` returned.
+
+        Returns
+        -------
+        torch.Tensor
+            The buffer `grad`, shape (dim,): the next gradient overwrites it.
+        """
+        self.parameters.load(x)
+        self.parameters.zero_grad()
+        self._last_loss = self._backward(self._x[batch], self._y[batch])
+        return self.grad
+
+    def full_gradient(self, x: Vector) -> Vector:
+        """Return the gradient of the mean loss over all of this rank's data at `x`.
+
+        Returns
+        -------
+        torch.Tensor
+            A copy of the gradient, shape (dim,): the caller's own.
+        """
+        self.parameters.load(x)
+        self.parameters.zero_grad()
+        for inputs, targets in self._chunks(self._x, self._y):
+            self._backward(inputs, targets, weight=len(inputs) / self.samples)
+        return self.grad.clone()
+
+    @property
+    def last_loss(self) -> float:
+        """Loss of the last :meth:`gradient`'s batch; NaN before. Reading it waits for a GPU."""
+        return float(self._last_loss)
+
+    def loss(self, x: Vector) -> float:
+        """Return f_i(x): the mean loss over all of this rank's data."""
+        self.parameters.load(x)
+        total = torch.zeros((), dtype=torch.float64, device=self.parameters.device)
+        with self.parameters.evaluating():
+            for inputs, targets in self._chunks(self._x, self._y):
+                total += self._criterion(self.model(inputs), targets) * len(inputs)
+        return float(total) / self.samples
+
+    def accuracy(self, x: Vector, test_x: Tensor, test_y: Tensor) -> float:
+        """Return the fraction of samples whose largest output is that of their class.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Point, shape (dim,).
+        test_x, test_y : torch.Tensor
+            Inputs, shape (n, …), and classes, int64, shape (n,), on any device.
+        """
+        self.parameters.load(x)
+        device = self.parameters.device
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        with self.parameters.evaluating():
+            for inputs, targets in self._chunks(test_x, test_y):
+                outputs = self.model(inputs.to(device))
+                correct += (outputs.argmax(dim=1) == targets.to(device)).sum()
+        return int(correct) / len(test_x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the data cursor for a checkpoint: the epoch's order and the place in it."""
+        return {"order": self._order.clone(), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on drawing mini-batches from where :meth:`state_dict` was taken.
+
+        Raises
+        ------
+        ValueError
+            If it was taken with another number of samples.
+        """
+        order = state["order"]
+        if len(order) not in (0, self.samples):
+            raise ValueError(
+                f"the checkpoint's data cursor is for {len(order)} samples, this rank has "
+                f"{self.samples}: resume with the same data and number of ranks"
+            )
+        self._order, self._position = order.clone(), int(state["position"])
+
+    def _backward(self, inputs: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
+        """Add `weight` times the gradient of the mean loss to `grad`; return the loss."""
+        with torch.enable_grad():
+            loss = self._criterion(self.model(inputs), targets)
+            (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @staticmethod
+    def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(torch.split(x, EVALUATION_CHUNK), torch.split(y, EVALUATION_CHUNK), strict=True)

@@ -1,0 +1,1 @@
+"""What :mod:`mpimomentum.runtime.objective` is made of; import from there."""
