@@ -1,0 +1,8 @@
+"""One paper a file; :mod:`mpimomentum.algorithms.registry` lists them."""
+
+from mpimomentum.algorithms.ad_psgd import ADPSGD
+from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
+from mpimomentum.algorithms.async_server import AsyncServer
+from mpimomentum.algorithms.d_psgd import DPSGD
+
+__all__ = ["ADPSGD", "DPSGD", "AllReduceSGD", "AsyncServer"]

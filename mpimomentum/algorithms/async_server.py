@@ -1,0 +1,120 @@
+"""Async-MSGD on a parameter server: momentum on the server, stale gradients from the workers.
+
+A worker computes G at the model it has, pushes it and is answered with the model right after its
+push was applied. The server applies gradients in order of arrival::
+
+    x_{k+1} = x_k - lr G(x_{k - tau_k}) + mu (x_k - x_{k-1}),    x_{-1} = x_0
+
+Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updates between the model
+that a worker was given and the application of its push; its mean is n - 1 with n workers at any
+speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
+
+References
+----------
+T. Liu, S. Li, J. Shi, E. Zhou, T. Zhao, "Towards understanding acceleration tradeoff between
+momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mpimomentum.algorithms.checks import momentum, positive
+from mpimomentum.worker import Mailbox, Requires, Vector, Window, Worker
+
+
+@dataclass
+class State:
+    """What one rank keeps."""
+
+    x: Vector  # (d,) the model that the servers last answered with
+    versions: list[int]  # of the server of each shard, in that answer
+    shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
+    v: Vector  # like shard: x_k - x_{k-1}
+    gradients: Mailbox  # worker -> server, with the version they were taken at
+    answers: Mailbox  # server -> worker: the shard after the push, with its version
+
+
+@dataclass(frozen=True)
+class AsyncServer:
+    """Asynchronous SGD with momentum on a (sharded) parameter server.
+
+    Parameters
+    ----------
+    lr : float
+        Step size η.
+    mu : float
+        Server momentum μ in [0, 1).
+    servers : int
+        Ranks 0 … servers−1 serve an equal shard each.
+    dedicated : bool
+        Whether the servers compute no gradients.
+    """
+
+    lr: float
+    mu: float = 0.0
+    servers: int = 1
+    dedicated: bool = False
+
+    name: ClassVar[str] = "async-server"
+    synchronous: ClassVar[bool] = False
+    requires: ClassVar[Requires] = "none"
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        momentum("mu", self.mu)
+        if self.servers < 1:
+            raise ValueError(f"servers={self.servers}: at least one rank must serve")
+
+    def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return (workers, servers)."""
+        if self.servers > size - self.dedicated:
+            raise ValueError(
+                f"servers={self.servers}, dedicated={self.dedicated}: {size} ranks leave no worker "
+                "or too few servers; start more ranks"
+            )
+        first = self.servers if self.dedicated else 0
+        return tuple(range(first, size)), tuple(range(self.servers))
+
+    def init(self, w: Worker, x0: Vector) -> State:
+        """Every server publishes its shard of x0."""
+        shard = x0[self._shard(w.rank, x0.numel())]
+        return State(
+            x=x0.clone(),
+            versions=[0] * self.servers,
+            shard=w.window("shard", shard),
+            v=torch.zeros_like(shard),
+            gradients=w.mailbox("gradients"),
+            answers=w.mailbox("answers"),
+        )
+
+    async def step(self, w: Worker, s: State) -> None:
+        """Compute, push to every server, take over what they answer."""
+        g = await w.gradient(s.x, w.sample())
+        for j, version in enumerate(s.versions):
+            await s.gradients.send(j, g[self._shard(j, len(g))], version)
+        for _ in range(self.servers):
+            j, s.versions[j], s.x[self._shard(j, len(s.x))] = await s.answers.recv()
+
+    async def serve(self, w: Worker, s: State) -> None:
+        """Apply gradients in order of arrival."""
+        while True:
+            source, version, g = await s.gradients.recv()
+            tau = s.shard.version - version
+            s.v.mul_(self.mu).sub_(w.lr * g)
+            await s.shard.add(w.rank, s.v)
+            w.record(tau=tau, source=source)
+            await s.answers.send(source, s.shard.read(), s.shard.version)
+
+    async def finish(self, w: Worker, s: State) -> None:  # noqa: ARG002
+        """Take over the final model."""
+        for j in range(self.servers):
+            s.x[self._shard(j, len(s.x))], _ = await s.shard.get(j)
+
+    def _shard(self, rank: int, dim: int) -> slice:
+        if rank >= self.servers:
+            return slice(0, 0)
+        return slice(rank * dim // self.servers, (rank + 1) * dim // self.servers)

@@ -1,0 +1,23 @@
+"""Checks of hyper-parameters that several papers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def positive(name: str, value: float) -> None:
+    """Refuse a step size, or the like, that is not a finite number above 0."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r} must be finite and not negative")
+
+
+def momentum(name: str, value: float) -> None:
+    """Refuse a momentum outside [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must lie in [0, 1): at 1 nothing is ever forgotten")
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")

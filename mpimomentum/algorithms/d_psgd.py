@@ -1,0 +1,82 @@
+"""D-PSGD: decentralized parallel SGD; neighbours average their models every step.
+
+Two variants with different fixed points::
+
+    cta (combine then adapt, the paper):  x_i <- sum_j W_ij x_j - lr G_i(x_i)
+    atc (adapt then combine):             x_i <- sum_j W_ij (x_j - lr G_j(x_j))
+
+The gradient is taken at the model *before* mixing in both. cta sends the old model, which is known
+before the gradient, so the exchange runs while the gradient is computed.
+
+References
+----------
+X. Lian, C. Zhang, H. Zhang, C.-J. Hsieh, W. Zhang, J. Liu, "Can decentralized algorithms outperform
+centralized algorithms?", NeurIPS 2017, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from mpimomentum.algorithms.checks import one_of, positive
+from mpimomentum.worker import Requires, Vector, Worker
+
+
+@dataclass
+class State:
+    """What one rank keeps."""
+
+    x: Vector  # (d,) this rank's iterate
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """Decentralized parallel SGD.
+
+    Parameters
+    ----------
+    lr : float
+        Step size (the paper's γ).
+    variant : {"cta", "atc"}
+    """
+
+    lr: float
+    variant: Literal["cta", "atc"] = "cta"
+
+    name: ClassVar[str] = "d-psgd"
+    synchronous: ClassVar[bool] = True
+    requires: ClassVar[Requires] = "doubly_stochastic"
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        one_of("variant", self.variant, ("cta", "atc"))
+
+    def init(self, w: Worker, x0: Vector) -> State:  # noqa: ARG002
+        """Start at x0."""
+        return State(x=x0.clone())
+
+    async def step(self, w: Worker, s: State) -> None:
+        """Mix with the neighbours of this step and descend."""
+        weights = w.mixing(w.step).in_weights
+        gradient = w.gradient(s.x, w.sample())
+        if self.variant == "cta":
+            models = w.neighbor_allgather(s.x)
+            g = await gradient
+            s.x = mixed(weights, await models).sub_(w.lr * g)
+        else:
+            g = await gradient
+            s.x = mixed(weights, await w.neighbor_allgather(s.x - w.lr * g))
+        w.record(tau=0)
+
+
+def mixed(weights: Mapping[int, float], models: Mapping[int, Vector]) -> Vector:
+    """Return sum_j W_ij x_j, added in ascending order of j: the same bits on every transport."""
+    ranks = sorted(models)
+    out = torch.mul(models[ranks[0]], weights[ranks[0]])
+    for j in ranks[1:]:
+        out.add_(models[j], alpha=weights[j])
+    return out

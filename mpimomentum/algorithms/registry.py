@@ -1,0 +1,30 @@
+"""The table of algorithms: a new paper is one file and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mpimomentum.algorithms.ad_psgd import ADPSGD
+from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
+from mpimomentum.algorithms.async_server import AsyncServer
+from mpimomentum.algorithms.d_psgd import DPSGD
+
+ALGORITHMS: dict[str, type[Any]] = {
+    cls.name: cls for cls in (AllReduceSGD, AsyncServer, DPSGD, ADPSGD)
+}
+
+
+def by_name(name: str) -> type[Any]:
+    """Return the class that the command line calls `name`.
+
+    Raises
+    ------
+    ValueError
+        With the nearest name, and all of them.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown algorithm {name!r}: {hint}There are {', '.join(ALGORITHMS)}")

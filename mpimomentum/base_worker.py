@@ -1,0 +1,106 @@
+"""What the two kinds of worker share: random streams, the graph, the objective, records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Batch, Mixing, Objective, Vector
+
+_OWN, _SHARED, _DATA = range(3)
+
+
+def stream(seed: int, which: int, rank: int = 0) -> np.random.Generator:
+    """Return one of the independent random streams that follow from `seed`."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(which, rank)))
+
+
+class BaseWorker:
+    """One rank of a run, without its communication.
+
+    Parameters
+    ----------
+    rank, size : int
+    topology : Topology
+        Of `size` ranks.
+    seed : int
+        Of all streams; the same on all ranks.
+    """
+
+    def __init__(self, rank: int, size: int, topology: Topology, seed: int) -> None:
+        self.rank = rank
+        self.size = size
+        self.topology = topology
+        self.seed = seed
+        self._restart()
+
+    def _restart(self) -> None:
+        """Go back to step 0 with fresh streams and no records."""
+        self.step = 0
+        self.lr: float | Vector = 0.0
+        self.weight_decay: float | Vector = 0.0
+        self.rng = stream(self.seed, _OWN, self.rank)
+        self.shared_rng = stream(self.seed, _SHARED)
+        self.data_rng = stream(self.seed, _DATA, self.rank)
+        self.records: list[dict[str, Any]] = []
+        self._objective: Objective | None = None
+
+    def bind(self, objective: Objective, lr: float) -> None:
+        """Begin a run: step 0, fresh streams, this objective, this step size."""
+        self._restart()
+        self._objective = objective
+        self.lr = lr
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of the current run."""
+        if self._objective is None:
+            raise RuntimeError(f"rank {self.rank}: this worker has no objective: call bind() first")
+        return self._objective
+
+    @property
+    def topology(self) -> Topology:
+        """The graph and W."""
+        return self._topology
+
+    @topology.setter
+    def topology(self, topology: Topology) -> None:
+        if topology.size != self.size:
+            raise ValueError(
+                f"topology {topology.name!r} has {topology.size} ranks, the world {self.size}"
+            )
+        self._topology = topology
+        active = topology.bipartition()
+        self.active = active is None or self.rank in active
+
+    @property
+    def samples(self) -> int:
+        """Size of this rank's data; 0 if the objective does not say."""
+        return int(getattr(self.objective, "samples", 0))
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """Ranks joined to this one at the current step."""
+        return self._topology.neighbors(self.rank, self.step)
+
+    def mixing(self, t: int) -> Mixing:
+        """Return this rank's row and column of W at step `t`."""
+        return self._topology.mixing(self.rank, t)
+
+    def sample(self, indices: Sequence[int] | None = None) -> Batch:
+        """Draw the next mini-batch of this rank's data, or the given one."""
+        return self.objective.sample(self.data_rng, indices)
+
+    def record(self, **scalars: float) -> None:
+        """Append a telemetry record."""
+        row = {"rank": self.rank, "step": self.step, "time_s": self.now_s()}
+        for name, value in scalars.items():
+            row[name] = value if isinstance(value, (int, float)) else float(value)
+        self.records.append(row)
+
+    def now_s(self) -> float:
+        """Return seconds since the run began, virtual or wall."""
+        raise NotImplementedError

@@ -1,0 +1,142 @@
+"""The loop that every run goes through, on both kinds of worker."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Algorithm, Handle, Objective, Vector, Window, Worker
+
+Observe = Callable[["RunWorker", Any], None]
+"""Called after every step of this rank with its worker and State; must be quick."""
+
+
+class RunWorker(Worker, Protocol):
+    """What the loop asks of a worker beside the contract."""
+
+    topology: Topology
+
+    def bind(self, objective: Objective, lr: float) -> None:
+        """Begin a run."""
+
+    def now_s(self) -> float:
+        """Return seconds since :meth:`start`."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Handle[Any]:
+        """Run beside the current coroutine."""
+
+    def cancel(self, task: Any) -> None:
+        """Stop what was spawned."""
+
+    async def start(self) -> None:
+        """Wait until all ranks have made their State; time counts from here."""
+
+    async def quiesce(self) -> None:
+        """Wait until all ranks are here and nothing is in flight."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a run ends: after `steps` per worker, or `duration_s` seconds for all.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one is given, or it is not positive.
+    """
+
+    steps: int | None = None
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.duration_s is None):
+            raise ValueError(
+                f"give either steps or duration_s, got steps={self.steps} and "
+                f"duration_s={self.duration_s}"
+            )
+        if self.steps is not None and self.steps < 0:
+            raise ValueError(f"steps={self.steps} must not be negative")
+        if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
+            raise ValueError(f"duration_s={self.duration_s} must be positive and finite")
+
+
+def roles(algorithm: Algorithm[Any], size: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return (workers, servers): ranks that step, and ranks that run ``serve``."""
+    if hasattr(algorithm, "roles"):
+        return cast(tuple[Sequence[int], Sequence[int]], algorithm.roles(size))
+    everyone = range(size)
+    return everyone, everyone
+
+
+def check(algorithm: Algorithm[Any], topology: Topology) -> None:
+    """Refuse, before any rank starts, an algorithm that cannot run on `topology`.
+
+    Raises
+    ------
+    TypeError
+        If `algorithm` is not an algorithm.
+    ValueError
+        With the remedy.
+    """
+    if isinstance(algorithm, type) or not isinstance(algorithm, Algorithm):
+        near = difflib.get_close_matches(str(algorithm), ["mm.ADPSGD(lr=0.1)"], n=1, cutoff=0.0)
+        raise TypeError(f"an algorithm object is needed, such as {near[0]}; got {algorithm!r}")
+    roles(algorithm, topology.size)
+    topology.check(algorithm.requires)
+
+
+async def train(
+    w: RunWorker, algorithm: Algorithm[Any], x0: Vector, stop: Stop, observe: Observe
+) -> Any:
+    """Run one rank to the end and return its State.
+
+    Parameters
+    ----------
+    w : RunWorker
+        Bound to its objective.
+    algorithm : Algorithm
+    x0 : Vector, shape (d,)
+        The same on all ranks.
+    stop : Stop
+    observe : callable
+    """
+    workers, servers = roles(algorithm, w.size)
+    state = algorithm.init(w, x0)
+    await w.start()
+    service = None
+    if w.rank in servers and hasattr(algorithm, "serve"):
+        service = w.spawn(algorithm.serve(w, state), f"serving on rank {w.rank}")
+    try:
+        if w.rank in workers:
+            while await _goes_on(w, algorithm, stop):
+                await algorithm.step(w, state)
+                w.step += 1
+                observe(w, state)
+        await w.quiesce()
+    finally:
+        if service is not None:
+            w.cancel(service)
+    if hasattr(algorithm, "finish"):
+        await algorithm.finish(w, state)
+    return state
+
+
+def model_of(state: Any) -> Vector:
+    """Return a copy of the rank's model that a State holds as a Vector or a Window."""
+    x: Vector | Window = state.x
+    return x.clone() if isinstance(x, torch.Tensor) else x.read()
+
+
+async def _goes_on(w: RunWorker, algorithm: Algorithm[Any], stop: Stop) -> bool:
+    if stop.steps is not None:
+        return w.step < stop.steps
+    assert stop.duration_s is not None
+    over = w.now_s() >= stop.duration_s
+    if algorithm.synchronous:  # clocks differ: all stop at the step at which one wants to
+        over = bool(await w.allreduce(torch.tensor([int(over)])))
+    return not over

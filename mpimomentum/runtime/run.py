@@ -1,0 +1,224 @@
+"""``mm.run`` on MPI ranks and ``mm.simulate`` on the virtual clock: the same in, the same out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mpimomentum import topology as topologies
+from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
+from mpimomentum.simulator import Clock, Simulation
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Algorithm, Objective, Vector
+
+if TYPE_CHECKING:  # the simulator needs no MPI library
+    from mpimomentum.transport import MPIWorker
+
+MakeObjective = Callable[[int, int], Objective]
+"""(rank, size) -> this rank's objective; with dedicated servers, (worker, workers)."""
+
+TopologyLike = str | Topology | np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Run:
+    """What came out of a run.
+
+    Attributes
+    ----------
+    x : Tensor, shape (n, d)
+        Final iterates of the ranks; (0, d) where the caller did not ask for them.
+    mean : Tensor, shape (d,)
+        Their average: the model.
+    consensus_distance : float
+        Root mean square over the ranks of ‖x_i − mean‖.
+    time_s : float
+        Virtual or wall seconds.
+    updates : ndarray, shape (n,)
+        Steps that each rank made.
+    tau : ndarray
+        Every recorded staleness, in updates.
+    records : list of dict
+        Telemetry of all ranks, by time.
+    bytes_sent : int
+        Payload moved by all ranks.
+    busy_rate : float
+        Fraction of averages that found a busy peer.
+    """
+
+    x: Vector
+    mean: Vector
+    consensus_distance: float
+    time_s: float
+    updates: np.ndarray[Any, np.dtype[np.int64]]
+    records: list[dict[str, Any]] = field(repr=False)
+    bytes_sent: int
+    busy_rate: float
+
+    @property
+    def tau(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Every recorded staleness."""
+        return np.array([r["tau"] for r in self.records if "tau" in r], dtype=np.float64)
+
+
+def simulate(
+    algorithm: Algorithm[Any],
+    objective: MakeObjective,
+    size: int,
+    steps: int | None = None,
+    duration_s: float | None = None,
+    topology: TopologyLike = "ring",
+    clock: Clock | None = None,
+    seed: int = 0,
+    observe: Observe | None = None,
+) -> Run:
+    """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+    objective : callable
+        (rank, size) -> Objective.
+    size : int
+        Number of workers.
+    steps, duration_s : int or float
+        Steps per worker, or virtual seconds for all.
+    topology : str, Topology or ndarray of shape (n, n)
+    clock : Clock
+        Durations of compute and messages; default: one second a gradient, free messages.
+    seed : int
+    observe : callable, optional
+        Called after every step with the worker and its State.
+
+    Returns
+    -------
+    Run
+
+    Examples
+    --------
+    >>> import torch, mpimomentum as mm
+    >>> def quadratic(rank, size):
+    ...     return mm.Quadratic(b=torch.tensor([float(rank)]))
+    >>> run = mm.simulate(mm.DPSGD(lr=0.1), quadratic, size=4, steps=200)
+    >>> round(float(run.mean), 6)
+    1.5
+    """
+    stop = Stop(steps, duration_s)
+    graph = topologies.build(topology, size)
+    check(algorithm, graph)
+    simulation = Simulation(graph, clock or Clock(), seed)
+    workers, _ = roles(algorithm, size)
+    states: list[Any] = [None] * size
+
+    async def rank(w: Any) -> None:
+        f = _part(objective, workers, w.rank)
+        w.bind(f, algorithm.lr)
+        states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore)
+
+    simulation.run(rank)
+    x = torch.stack([model_of(s) for s in states])
+    mean = x.mean(dim=0)
+    return Run(
+        x=x,
+        mean=mean,
+        consensus_distance=float((x - mean).square().sum(dim=1).mean().sqrt()),
+        time_s=simulation.now_s,
+        updates=np.array([w.step for w in simulation.workers]),
+        records=_by_time([w.records for w in simulation.workers]),
+        bytes_sent=sum(w.bytes_sent for w in simulation.workers),
+        busy_rate=simulation.busy_rate,
+    )
+
+
+def run(
+    algorithm: Algorithm[Any],
+    objective: MakeObjective,
+    steps: int | None = None,
+    duration_s: float | None = None,
+    worker: MPIWorker | None = None,
+    observe: Observe | None = None,
+    keep_x: bool = True,
+) -> Run:
+    """Run `algorithm` on the MPI ranks. Collective.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+    objective : callable
+        (rank, size) -> Objective; called on every rank with its own.
+    steps, duration_s : int or float
+        Steps per worker, or wall seconds for all.
+    worker : MPIWorker
+        From :func:`mpimomentum.init`, whose topology is used.
+    observe : callable, optional
+        Called after every step of this rank, on the communication thread.
+    keep_x : bool
+        Whether rank 0 collects every rank's model, n·d numbers.
+
+    Returns
+    -------
+    Run
+        Whole on rank 0; elsewhere without `x` and with this rank's records only.
+    """
+    if worker is None:
+        raise ValueError("run() needs a worker: pass worker=mm.init(topology=…)")
+    w = worker
+    stop = Stop(steps, duration_s)
+    check(algorithm, w.topology)
+    workers, _ = roles(algorithm, w.size)
+    f = _part(objective, workers, w.rank)
+    x0 = f.initial()
+
+    async def everything() -> Run:
+        begun_bytes = w.bytes_sent
+        state = await train(w, algorithm, x0, stop, observe or _ignore)
+        time_s = w.now_s()
+        bytes_sent = w.bytes_sent - begun_bytes
+        result = await _collect(w, model_of(state), time_s, bytes_sent, keep_x)
+        await w.release()
+        return result
+
+    w.bind(f, algorithm.lr)
+    return w.run(everything(), f"a run of {algorithm.name}")
+
+
+async def _collect(w: MPIWorker, x: Vector, time_s: float, bytes_sent: int, keep_x: bool) -> Run:
+    mean = (await w.allreduce(x)) / w.size
+    deviation = (x - mean).square().sum(dtype=torch.float64).reshape(1)
+    local = torch.tensor([w.step, bytes_sent, w.busy_rate, time_s], dtype=torch.float64)
+    table = await w.allgather(local)
+    consensus = float(((await w.allreduce(deviation)) / w.size).sqrt())
+    models = await w.gather(x) if keep_x else None
+    encoded = torch.frombuffer(bytearray(json.dumps(w.records).encode()), dtype=torch.uint8)
+    everyones = await w.gather(encoded)
+    records = [w.records]
+    if everyones is not None:
+        records = [json.loads(part.numpy().tobytes()) for part in everyones]
+    return Run(
+        x=torch.stack(models) if models is not None else x.new_empty((0, x.numel())),
+        mean=mean,
+        consensus_distance=consensus,
+        time_s=float(table[:, 3].max()),
+        updates=table[:, 0].to(torch.int64).numpy(),
+        records=_by_time(records),
+        bytes_sent=int(table[:, 1].sum()),
+        busy_rate=float(table[:, 2].mean()),
+    )
+
+
+def _part(objective: MakeObjective, workers: Sequence[int], rank: int) -> Objective:
+    index = list(workers).index(rank) if rank in workers else 0  # a dedicated server needs x0 only
+    return objective(index, len(workers))
+
+
+def _by_time(records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return sorted((r for part in records for r in part), key=lambda r: (r["time_s"], r["rank"]))
+
+
+def _ignore(w: Any, state: Any) -> None:
+    pass

@@ -1,0 +1,215 @@
+"""Windows, mailboxes and counters between virtual workers.
+
+A window's claim, publish and apply are separate events, as on MPI: others may act in between.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mpimomentum.worker import Handle, Vector
+
+if TYPE_CHECKING:
+    from mpimomentum.simulator.simulation import Simulation
+
+
+class VirtualWindow:
+    """A worker.Window on the virtual clock.
+
+    Parameters
+    ----------
+    simulation : Simulation
+    name : str
+    rank : int
+    x0 : Vector, shape (dim,)
+        Copied.
+    parts : list
+        The windows of all ranks; this one enters itself.
+    """
+
+    def __init__(
+        self, simulation: Simulation, name: str, rank: int, x0: Vector, parts: list[Any]
+    ) -> None:
+        self.name = name
+        self.rank = rank
+        self.dim = x0.numel()
+        self.version = self.mixes = 0
+        self.attempts = self.busy = self.bytes_moved = 0
+        self._simulation = simulation
+        self._x = x0.clone()
+        self._nbytes = x0.numel() * x0.element_size()
+        self._claimed = False  # the word: FREE or not
+        self._inbox: Vector | None = None  # full if not None
+        self._waiting: collections.deque[Handle[None]] = collections.deque()
+        self._parts: list[VirtualWindow] = parts
+        parts[rank] = self
+
+    def read(self, out: Vector | None = None) -> Vector:
+        """Copy the own vector, after applying what has arrived."""
+        self.drain()
+        return self._x.clone() if out is None else out.copy_(self._x)
+
+    def drain(self) -> None:
+        """Apply what the inbox holds, then free it."""
+        if self._inbox is not None:
+            self._x += self._inbox
+            self._inbox = None
+            self.mixes += 1
+            self._free()
+
+    def get(self, rank: int) -> Handle[tuple[Vector, int]]:
+        """Read `rank`'s vector with its version, both as of when the request gets there."""
+        if rank == self.rank:
+            return Handle.completed((self.read(), self.version))
+        handle: Handle[tuple[Vector, int]] = Handle(f"a read of rank {rank}")
+        self.bytes_moved += self._parts[rank]._nbytes
+        self._simulation.spawn(self._get(rank, handle))
+        return handle
+
+    async def _get(self, rank: int, handle: Handle[tuple[Vector, int]]) -> None:
+        peer = self._parts[rank]
+        await self._simulation.delay(self._simulation.latency_s)
+        value = (peer.read(), peer.version)
+        await self._simulation.transfer(rank, self.rank, peer._nbytes)
+        handle.resolve(value)
+
+    def add(self, rank: int, v: Vector) -> Handle[None]:
+        """Do x_rank += v; done when applied there."""
+        if rank == self.rank:
+            self.drain()
+            self._x += v
+            self.version += 1
+            return Handle.completed(None)
+        handle: Handle[None] = Handle(f"an add to rank {rank}")
+        self.bytes_moved += self._nbytes
+        self._simulation.departed()
+        self._simulation.spawn(self._add(self._parts[rank], v, handle))
+        return handle
+
+    async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
+        await self._simulation.transfer(self.rank, peer.rank, self._nbytes)
+        while peer._claimed:
+            turn: Handle[None] = Handle(f"the inbox of rank {peer.rank}")
+            peer._waiting.append(turn)
+            await turn
+        peer._x += v
+        peer.version += 1
+        self._simulation.arrived()
+        await self._simulation.delay(self._simulation.latency_s)
+        handle.resolve(None)
+
+    def average(self, rank: int) -> Handle[bool]:
+        """Average with `rank`; False if one of the two was busy."""
+        handle: Handle[bool] = Handle(f"an average with rank {rank}")
+        self.attempts += 1
+        self._simulation.departed()
+        self._simulation.spawn(self._average(self._parts[rank], handle))
+        return handle
+
+    async def _average(self, peer: VirtualWindow, handle: Handle[bool]) -> None:
+        simulation = self._simulation
+        self.drain()
+        held: list[VirtualWindow] = []
+        for window in sorted((self, peer), key=lambda w: w.rank):
+            if window is peer:
+                await simulation.delay(simulation.latency_s)
+            if window._claimed:
+                self._give_up(held)
+                handle.resolve(False)
+                return
+            window._claimed = True
+            held.append(window)
+        self.bytes_moved += 2 * self._nbytes
+        await simulation.transfer(peer.rank, self.rank, self._nbytes)
+        e = (self._x - peer._x).mul_(0.5)
+        self._x -= e
+        self.mixes += 1
+        await simulation.transfer(self.rank, peer.rank, self._nbytes)
+        peer._inbox = e  # published; its owner applies it in an event of its own
+        self._free()
+        simulation.arrived()
+        simulation.at(simulation.now_s, peer.drain)
+        handle.resolve(True)
+
+    def _give_up(self, held: list[VirtualWindow]) -> None:
+        self.busy += 1
+        for window in held:
+            window._free()
+        self._simulation.arrived()
+
+    def _free(self) -> None:
+        self._claimed = False
+        if self._waiting:
+            self._waiting.popleft().resolve(None)
+
+
+class VirtualMailbox:
+    """A worker.Mailbox on the virtual clock; `parts` are the mailboxes of all ranks."""
+
+    def __init__(self, simulation: Simulation, name: str, rank: int, parts: list[Any]) -> None:
+        self.name = name
+        self.rank = rank
+        self.bytes_sent = 0
+        self._simulation = simulation
+        self._here: collections.deque[tuple[int, int, Vector]] = collections.deque()
+        self._waiting: collections.deque[Handle[tuple[int, int, Vector]]] = collections.deque()
+        self._parts: list[VirtualMailbox] = parts
+        parts[rank] = self
+
+    def send(self, rank: int, v: Vector, version: int = 0) -> Handle[None]:
+        """Send a copy; done at once."""
+        nbytes = v.numel() * v.element_size()
+        simulation = self._simulation
+        message = (self.rank, version, v.clone())
+        self.bytes_sent += nbytes if rank != self.rank else 0
+        simulation.departed()
+        arrival_s = simulation.network.arrival_s(simulation.now_s, self.rank, rank, nbytes)
+        simulation.at(arrival_s, lambda: self._parts[rank]._deliver(message))
+        return Handle.completed(None)
+
+    def recv(self) -> Handle[tuple[int, int, Vector]]:
+        """Receive the next message."""
+        handle: Handle[tuple[int, int, Vector]] = Handle(f"a message in mailbox {self.name!r}")
+        self._waiting.append(handle)
+        self._match()
+        return handle
+
+    def _deliver(self, message: tuple[int, int, Vector]) -> None:
+        self._here.append(message)
+        self._match()
+
+    def _match(self) -> None:
+        while self._here and self._waiting:
+            self._waiting.popleft().resolve(self._here.popleft())
+            self._simulation.arrived()
+
+
+class VirtualCounter:
+    """A worker.Counter on the virtual clock; `value` is the list that holds it at its home."""
+
+    def __init__(self, simulation: Simulation, value: list[int], *, local: bool) -> None:
+        self._simulation = simulation
+        self._value = value
+        self._local = local
+
+    def fetch_add(self, k: int = 1) -> Handle[int]:
+        """Add `k`; returns the value before."""
+        if self._local or self._simulation.latency_s == 0:
+            return Handle.completed(self._add(k))
+        handle: Handle[int] = Handle("a counter")
+        self._simulation.spawn(self._fetch_add(k, handle))
+        return handle
+
+    async def _fetch_add(self, k: int, handle: Handle[int]) -> None:
+        await self._simulation.delay(self._simulation.latency_s)
+        value = self._add(k)
+        await self._simulation.delay(self._simulation.latency_s)
+        handle.resolve(value)
+
+    def _add(self, k: int) -> int:
+        value = self._value[0]
+        self._value[0] += k
+        return value

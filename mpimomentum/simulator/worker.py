@@ -1,0 +1,235 @@
+"""A Worker on the virtual clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mpimomentum.base_worker import BaseWorker
+from mpimomentum.simulator.clock import ComputeTimes
+from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Batch, Handle, Vector
+
+if TYPE_CHECKING:
+    from mpimomentum.simulator.simulation import Process, Simulation
+
+
+class VirtualWorker(BaseWorker):
+    """One of the workers of a :class:`~mpimomentum.simulator.Simulation`.
+
+    Parameters
+    ----------
+    simulation : Simulation
+    rank : int
+    topology : Topology
+    seed : int
+    compute_times : ComputeTimes
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        rank: int,
+        topology: Topology,
+        seed: int,
+        compute_times: ComputeTimes,
+    ) -> None:
+        super().__init__(rank, simulation.size, topology, seed)
+        self.windows: list[VirtualWindow] = []
+        self._simulation = simulation
+        self._compute_times = compute_times
+        self._mailboxes = 0
+        self._counters = 0
+        self._calls: dict[str, int] = {}
+        self._collective_bytes = 0
+        self._sent: list[VirtualMailbox] = []
+
+    def now_s(self) -> float:
+        """Virtual seconds."""
+        return self._simulation.now_s
+
+    # -- compute -----------------------------------------------------------------------------------
+
+    def gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Compute a gradient; it takes virtual time."""
+        objective = self.objective
+        return self._compute(lambda: objective.gradient(x, batch), "a gradient")
+
+    def full_gradient(self, x: Vector) -> Handle[Vector]:
+        """Compute a full gradient; it takes the same virtual time as a mini-batch one."""
+        full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
+        return self._compute(lambda: full(x), "a full gradient")
+
+    def _compute(self, function: Callable[[], Vector], what: str) -> Handle[Vector]:
+        handle: Handle[Vector] = Handle(what)
+
+        def finish() -> None:
+            try:
+                value = function()
+            except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+                handle.fail(error)
+            else:
+                handle.resolve(value)
+
+        self._simulation.at(self.now_s() + self._compute_times.draw_s(), finish)
+        return handle
+
+    # -- collectives -------------------------------------------------------------------------------
+
+    def allreduce(self, v: Vector) -> Handle[Vector]:
+        """Sum in ascending order of rank."""
+        share = (self.size - 1) * _nbytes(v) // self.size
+        return self._meet("allreduce", v.clone(), _sums, 2 * share, 2 * (self.size - 1))
+
+    def allgather(self, v: Vector) -> Handle[Vector]:
+        """Gather in order of rank."""
+        sent = (self.size - 1) * _nbytes(v)
+        return self._meet("allgather", v.clone(), _stacked, sent, self.size - 1)
+
+    def alltoall(self, rows: Vector) -> Handle[Vector]:
+        """Transpose blocks of rows."""
+        sent = (self.size - 1) * _nbytes(rows) // self.size
+        return self._meet("alltoall", rows.clone(), _transposed, sent, self.size - 1)
+
+    def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
+        """Exchange with the neighbours of step `t`; waits for them alone."""
+        t = self.step if t is None else t
+        mixing = self.mixing(t)
+        board = self._simulation.parts(f"models of step {t}", 0)
+        mine = _Exchange({self.rank: v}, set(mixing.in_weights) - {self.rank})
+        early = board[self.rank]
+        board[self.rank] = mine
+        for source, model in early or ():
+            mine.deliver(source, model)
+        for target in sorted(set(mixing.out_weights) - {self.rank}):
+            self._collective_bytes += _nbytes(v)
+            self._post(board, target, v.clone())
+        mine.settle()
+        return mine
+
+    def _post(self, board: list[Any], target: int, model: Vector) -> None:
+        def deliver() -> None:
+            waiting = board[target]
+            if isinstance(waiting, _Exchange):
+                waiting.deliver(self.rank, model)
+                waiting.settle()
+            else:  # the target is not there yet
+                board[target] = [*(waiting or ()), (self.rank, model)]
+
+        arrival_s = self._simulation.network.arrival_s(
+            self.now_s(), self.rank, target, _nbytes(model)
+        )
+        self._simulation.at(arrival_s, deliver)
+
+    def _meet(
+        self,
+        name: str,
+        value: Any,
+        combine: Callable[[list[Any]], list[Any]],
+        sent: int,
+        rounds: int,
+    ) -> Handle[Any]:
+        self._collective_bytes += sent
+        call = self._calls[name] = self._calls.get(name, -1) + 1
+        rounds = rounds if self.size > 1 else 0
+        duration_s = self._simulation.network.collective_s(
+            sent, min(rounds, _log_rounds(self.size))
+        )
+        return self._simulation.meet((name, call), (self.rank, value), combine, duration_s)
+
+    # -- shared objects ----------------------------------------------------------------------------
+
+    def window(self, name: str, x0: Vector) -> VirtualWindow:
+        """Make this rank's part of a window."""
+        parts = self._simulation.parts("window", len(self.windows))
+        window = VirtualWindow(self._simulation, name, self.rank, x0, parts)
+        self.windows.append(window)
+        return window
+
+    def mailbox(self, name: str) -> VirtualMailbox:
+        """Make this rank's part of a mailbox."""
+        parts = self._simulation.parts("mailbox", len(self._sent))
+        mailbox = VirtualMailbox(self._simulation, name, self.rank, parts)
+        self._sent.append(mailbox)
+        return mailbox
+
+    def counter(self, name: str, home: int = 0) -> VirtualCounter:  # noqa: ARG002  # a label
+        """Make a counter."""
+        parts = self._simulation.parts("counter", self._counters)
+        self._counters += 1
+        if parts[home] is None:
+            parts[home] = [0]
+        return VirtualCounter(self._simulation, parts[home], local=self.rank == home)
+
+    # -- for the runtime ---------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:  # noqa: ARG002
+        """Run beside the current coroutine."""
+        return self._simulation.spawn(coroutine)
+
+    def cancel(self, process: Process) -> None:
+        """Stop what :meth:`spawn` started."""
+        process.cancel()
+
+    async def start(self) -> None:
+        """Wait until every rank has made its windows."""
+        await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values, 0.0)
+
+    async def quiesce(self) -> None:
+        """Wait until every rank has come here and nothing is in flight."""
+        await self._simulation.quiesce()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload that this rank's communication moved."""
+        return (
+            self._collective_bytes
+            + sum(w.bytes_moved for w in self.windows)
+            + sum(m.bytes_sent for m in self._sent)
+        )
+
+
+class _Exchange(Handle[dict[int, Vector]]):
+    """What one rank has received in one neighbor_allgather."""
+
+    __slots__ = ("_missing", "_models")
+
+    def __init__(self, models: dict[int, Vector], missing: set[int]) -> None:
+        super().__init__(f"models from ranks {sorted(missing)}")
+        self._models = models
+        self._missing = missing
+
+    def deliver(self, source: int, model: Vector) -> None:
+        self._models[source] = model
+        self._missing.discard(source)
+
+    def settle(self) -> None:
+        if not self._missing and not self._done:
+            self.resolve(dict(sorted(self._models.items())))
+
+
+def _nbytes(v: Vector) -> int:
+    return v.numel() * v.element_size()
+
+
+def _log_rounds(size: int) -> int:
+    return 2 * math.ceil(math.log2(size)) if size > 1 else 0
+
+
+def _sums(values: list[Vector]) -> list[Vector]:
+    total = values[0].clone()
+    for v in values[1:]:
+        total += v
+    return [total.clone() for _ in values]
+
+
+def _stacked(values: list[Vector]) -> list[Vector]:
+    return [torch.stack(values) for _ in values]
+
+
+def _transposed(values: list[Vector]) -> list[Vector]:
+    return [torch.stack([rows[r] for rows in values]) for r in range(len(values))]

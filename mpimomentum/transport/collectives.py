@@ -1,0 +1,205 @@
+"""Collectives as handles: allreduce, allgather, alltoall, neighbor_allgather.
+
+Every rank must call them in the same order. Half precision is reduced in float32, since one MPI
+library returns garbage for bfloat16 and the other refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.requests import Requests
+from mpimomentum.worker import Handle, Mixing, Vector
+
+_REDUCIBLE = (torch.float32, torch.float64, torch.int64, torch.int32)
+_HALF = (torch.float16, torch.bfloat16)
+_TAGS = 32767  # every MPI allows tags up to this
+_GATHER = _TAGS
+
+
+def as_buffer(v: Vector) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the bytes of `v` without a copy.
+
+    Raises
+    ------
+    ValueError
+        If `v` is not a contiguous, flat CPU tensor.
+    """
+    if v.device.type != "cpu" or v.dim() != 1 or not v.is_contiguous():
+        raise ValueError(
+            f"a flat, contiguous CPU tensor is needed, got shape {tuple(v.shape)}, strides "
+            f"{v.stride()}, on {v.device}"
+        )
+    return v.detach().view(torch.uint8).numpy()
+
+
+class Collectives:
+    """The collectives of one rank. Collective to make and to :meth:`close`.
+
+    Parameters
+    ----------
+    env : Environment
+    max_count : int
+        Largest count of elements given to MPI at once; its counts are 32-bit in Open MPI.
+
+    Attributes
+    ----------
+    bytes_sent : int
+        Payload this rank had to send: 2(n−1)/n a byte for an allreduce (what the best algorithms
+        send), n−1 times its part for an allgather, (n−1)/n of the rows for an alltoall.
+    """
+
+    def __init__(self, env: Environment, max_count: int = 1 << 30) -> None:
+        self.rank = env.rank
+        self.size = env.size
+        self.bytes_sent = 0
+        self._max_count = max_count
+        self._comm = env.comm.Dup()
+        self._neighbor_comm = env.comm.Dup()
+
+    def allreduce(self, v: Vector) -> Handle[Vector]:
+        """Sum over all ranks."""
+        as_buffer(v)
+        if v.dtype in _HALF:
+            wide = v.float()
+            return _Then(self.allreduce(wide), lambda total: total.to(v.dtype))
+        if v.dtype not in _REDUCIBLE:
+            raise ValueError(f"rank {self.rank}: cannot sum {v.dtype} over ranks")
+        out = torch.empty_like(v)
+        source, target = v.detach().numpy(), out.numpy()
+        requests = [self._comm.Iallreduce(source[s], target[s]) for s in self._slices(v.numel())]
+        self.bytes_sent += 2 * (self.size - 1) * v.numel() * v.element_size() // self.size
+        return Requests(requests, lambda: out, self._what("allreduce"), hold=(v, out))
+
+    def allgather(self, v: Vector) -> Handle[Vector]:
+        """Gather equal parts, shape (size, len(v))."""
+        source = as_buffer(v)
+        out = torch.empty((self.size, v.numel()), dtype=v.dtype)
+        rows = _byte_rows(out, self.size)
+        parts: list[tuple[slice, Any]] = []
+        requests = []
+        for s in self._slices(len(source), self.size):
+            whole = s.stop - s.start == len(source)
+            part = rows if whole else np.empty((self.size, s.stop - s.start), dtype=np.uint8)
+            requests.append(self._comm.Iallgather(source[s], part))
+            if not whole:
+                parts.append((s, part))
+        self.bytes_sent += (self.size - 1) * len(source)
+        return Requests(
+            requests, lambda: _assembled(out, rows, parts), self._what("allgather"), hold=(v, parts)
+        )
+
+    def alltoall(self, rows: Vector) -> Handle[Vector]:
+        """Send row j to rank j; row i came from rank i."""
+        if rows.dim() != 2 or rows.shape[0] != self.size or not rows.is_contiguous():
+            raise ValueError(
+                f"rank {self.rank}: alltoall needs ({self.size}, m) contiguous, one row a rank, "
+                f"got {tuple(rows.shape)}"
+            )
+        out = torch.empty_like(rows)
+        source, target = _byte_rows(rows, self.size), _byte_rows(out, self.size)
+        parts: list[tuple[slice, Any]] = []
+        requests = []
+        hold = []
+        for s in self._slices(source.shape[1], self.size):
+            whole = s.stop - s.start == source.shape[1]
+            given = source if whole else np.ascontiguousarray(source[:, s])
+            part = target if whole else np.empty_like(given)
+            requests.append(self._comm.Ialltoall(given, part))
+            hold.append(given)
+            if not whole:
+                parts.append((s, part))
+        self.bytes_sent += source.nbytes * (self.size - 1) // self.size
+        return Requests(
+            requests,
+            lambda: _assembled(out, target, parts),
+            self._what("alltoall"),
+            hold=(rows, hold, parts),
+        )
+
+    def neighbor_allgather(self, v: Vector, mixing: Mixing, t: int) -> Handle[dict[int, Vector]]:
+        """Send `v` along the out-edges of `mixing`, collect from its in-edges, in rank order."""
+        data = as_buffer(v)
+        sources = sorted(j for j in mixing.in_weights if j != self.rank)
+        targets = sorted(j for j in mixing.out_weights if j != self.rank)
+        received = {
+            j: v if j == self.rank else torch.empty_like(v) for j in sorted({*sources, self.rank})
+        }
+        tag = t % _TAGS  # ranks of a time-varying graph may be a step apart
+        requests = []
+        for s in self._slices(len(data)):
+            for j in sources:
+                requests.append(self._neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag))
+            for j in targets:
+                requests.append(self._neighbor_comm.Isend(data[s], j, tag))
+        self.bytes_sent += len(targets) * len(data)
+        what = f"models of step {t} from ranks {sources}"
+        return Requests(requests, lambda: received, what, hold=v)
+
+    async def gather(self, v: Vector) -> list[Vector] | None:
+        """Collect vectors of one dtype and any length at rank 0, in rank order; None elsewhere."""
+        lengths = (await self.allgather(torch.tensor([v.numel()])))[:, 0].tolist()
+        if self.rank:
+            data = as_buffer(v)
+            requests = [
+                self._neighbor_comm.Isend(data[s], 0, _GATHER) for s in self._slices(len(data))
+            ]
+            await Requests(requests, lambda: None, "rank 0 to collect", hold=v)
+            self.bytes_sent += len(data)
+            return None
+        out = [v, *(torch.empty(n, dtype=v.dtype) for n in lengths[1:])]
+        requests = [
+            self._neighbor_comm.Irecv(as_buffer(part)[s], source, _GATHER)
+            for source, part in enumerate(out)
+            if source
+            for s in self._slices(part.numel() * part.element_size())
+        ]
+        await Requests(requests, lambda: None, "all ranks to send what rank 0 collects", hold=out)
+        return out
+
+    def barrier(self) -> Handle[None]:
+        """Wait until every rank has come here."""
+        return Requests([self._comm.Ibarrier()], lambda: None, self._what("barrier"))
+
+    def close(self) -> None:
+        """Free the communicators."""
+        self._comm.Free()
+        self._neighbor_comm.Free()
+
+    def _slices(self, count: int, copies: int = 1) -> Iterable[slice]:
+        step = max(self._max_count // copies, 1)
+        return [slice(a, min(a + step, count)) for a in range(0, max(count, 1), step)]
+
+    def _what(self, name: str) -> str:
+        return f"all ranks to come to the {name}"
+
+
+class _Then(Handle[Vector]):
+    """Apply `function` to the result of another handle."""
+
+    __slots__ = ("_first", "_function")
+
+    def __init__(self, first: Handle[Vector], function: Any) -> None:
+        super().__init__(first.what)
+        self._first = first
+        self._function = function
+
+    def test(self) -> bool:
+        if not self._done and self._first.test():
+            self.resolve(self._function(self._first.result()))
+        return self._done
+
+
+def _byte_rows(v: Vector, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return v.detach().reshape(-1).view(torch.uint8).numpy().reshape(rows, -1)
+
+
+def _assembled(out: Vector, rows: Any, parts: list[tuple[slice, Any]]) -> Vector:
+    for s, part in parts:
+        rows[:, s] = part
+    return out

@@ -1,0 +1,140 @@
+"""One segment of memory per rank, readable and writable by all ranks, in one MPI window.
+
+On one node the segments are shared memory (``Win.Allocate_shared``) and peers load and store
+directly. Across nodes they come from ``Win.Allocate`` and peers use Get and Put
+(docs/adr/0003-memory-across-nodes.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.requests import Requests
+from mpimomentum.worker import Handle, Vector
+
+CHUNK_BYTES = 1 << 20
+"""Payloads are worked on in pieces of this size, an L2 cache: 256K floats."""
+
+_MAX_RMA_BYTES = 1 << 30  # MPI counts are 32-bit in Open MPI
+
+_PAGE = 4096
+
+
+class Memory:
+    """Segments of `nbytes` bytes (may differ by rank). Collective to make and to close.
+
+    Parameters
+    ----------
+    env : Environment
+    nbytes : int
+        Size of this rank's segment.
+
+    Attributes
+    ----------
+    shared : bool
+        Whether all segments are directly addressable.
+    """
+
+    def __init__(self, env: Environment, nbytes: int) -> None:
+        self.rank = env.rank
+        self.shared = env.nodes == 1
+        nbytes = -(-max(nbytes, 1) // _PAGE) * _PAGE
+        if self.shared:
+            info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # near its owner's core
+            self._window = MPI.Win.Allocate_shared(nbytes, 1, info=info, comm=env.comm)
+            info.Free()
+            ranks: Any = range(env.size)
+            buffers = {r: self._window.Shared_query(r)[0] for r in ranks}
+        else:
+            self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)
+            buffers = {env.rank: self._window.tomemory()}
+        self._segments = {r: np.frombuffer(b, dtype=np.uint8) for r, b in buffers.items()}
+        self._segments[env.rank][:] = 0
+        self._compare = np.empty(1, dtype=np.int64)
+        self._new = np.empty(1, dtype=np.int64)
+        self._old = np.empty(1, dtype=np.int64)
+        self._window.Lock_all(MPI.MODE_NOCHECK)
+        env.comm.Barrier()
+
+    def direct(self, rank: int, offset: int, count: int, dtype: torch.dtype) -> Vector | None:
+        """Return `count` elements of `rank`'s segment as a tensor, or None if not addressable."""
+        segment = self._segments.get(rank)
+        if segment is None:
+            return None
+        nbytes = count * dtype.itemsize
+        return torch.from_numpy(segment[offset : offset + nbytes]).view(dtype)
+
+    def words(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return `count` int64 of the own segment, for plain loads and stores."""
+        return self._segments[self.rank][offset : offset + 8 * count].view(np.int64)
+
+    def peer_words(
+        self, rank: int, offset: int, count: int
+    ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Return `count` int64 of `rank`'s segment, or None if not addressable."""
+        segment = self._segments.get(rank)
+        return None if segment is None else segment[offset : offset + 8 * count].view(np.int64)
+
+    # -- the claim word at offset 0 of every segment: MPI atomics only, the owner's too -----------
+
+    def word(self, rank: int) -> int:
+        """Read `rank`'s word atomically."""
+        self._window.Fetch_and_op(self._new, self._old, rank, 0, MPI.NO_OP)
+        self._window.Flush(rank)
+        return int(self._old[0])
+
+    def compare_and_swap(self, rank: int, compare: int, new: int) -> int:
+        """Set `rank`'s word to `new` if it is `compare`; return what it was."""
+        self._compare[0] = compare
+        self._new[0] = new
+        self._window.Compare_and_swap(self._new, self._compare, self._old, rank, 0)
+        self._window.Flush(rank)
+        return int(self._old[0])
+
+    # -- transfers ---------------------------------------------------------------------------------
+
+    def get(self, rank: int, offset: int, out: Vector) -> Handle[None]:
+        """Copy from `rank`'s segment into `out` (contiguous; not to be read before done)."""
+        requests = [
+            self._window.Rget(piece, rank, (start, len(piece), MPI.BYTE))
+            for start, piece in _pieces(out, offset)
+        ]
+        what = f"reading {out.numel()} elements of rank {rank}"
+        return Requests(requests, lambda: None, what, hold=out)
+
+    def put(self, rank: int, offset: int, v: Vector) -> None:
+        """Copy `v` (contiguous) into `rank`'s segment; complete there on return.
+
+        The flush bounds the life of the buffer: `v` may be changed on return.
+        """
+        for start, piece in _pieces(v, offset):
+            self._window.Put(piece, rank, (start, len(piece), MPI.BYTE))
+        self._window.Flush(rank)
+
+    def fence(self) -> None:
+        """Order this thread's loads and stores of segments before those that follow."""
+        self._window.Sync()
+
+    def close(self) -> None:
+        """Free the segments; every tensor made by :meth:`direct` must be gone."""
+        self._window.Unlock_all()
+        self._segments.clear()
+        self._window.Free()
+
+
+def chunks(count: int, itemsize: int) -> Iterator[slice]:
+    """Cut `count` elements into slices of ``CHUNK_BYTES``."""
+    step = CHUNK_BYTES // itemsize
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _pieces(v: Vector, offset: int) -> Iterator[tuple[int, Any]]:
+    data = v.numpy().view(np.uint8)
+    for start in range(0, len(data), _MAX_RMA_BYTES):
+        yield offset + start, data[start : start + _MAX_RMA_BYTES]

@@ -1,0 +1,247 @@
+"""A Worker on a real MPI rank."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from mpimomentum.base_worker import BaseWorker
+from mpimomentum.topology import Topology
+from mpimomentum.transport import environment
+from mpimomentum.transport.accumulate import AccumulateWindow
+from mpimomentum.transport.collectives import Collectives
+from mpimomentum.transport.counter import FetchAddCounter
+from mpimomentum.transport.mailbox import PointToPoint
+from mpimomentum.transport.progress import (
+    Backoff,
+    Coro,
+    Driver,
+    Engine,
+    InlineDriver,
+    Task,
+    ThreadDriver,
+)
+from mpimomentum.transport.watchdog import Watchdog
+from mpimomentum.transport.window import InboxWindow
+from mpimomentum.worker import Batch, Handle, Vector
+
+T = TypeVar("T")
+
+
+class MPIWorker(BaseWorker):
+    """This process's rank. Collective to make and to :meth:`close`.
+
+    The methods of the contract (worker.Worker) are for coroutines, which run on the communication
+    thread; :meth:`run` and :meth:`close` are for the program.
+
+    Parameters
+    ----------
+    topology : callable
+        size -> Topology.
+    seed : int
+        Of all random streams; the same on all ranks.
+    driver : {"thread", "inline"}
+        Whether a communication thread of its own drives MPI.
+    timeout_s : float
+        Longest wait before the watchdog ends the job.
+    backoff_s : float
+        Nap between two polls when nothing moves.
+
+    Raises
+    ------
+    RuntimeError
+        If MPI does not start, or starts as n jobs of one rank.
+    """
+
+    def __init__(
+        self,
+        topology: Callable[[int], Topology],
+        seed: int = 0,
+        *,
+        driver: str = "thread",
+        timeout_s: float = 300.0,
+        backoff_s: float = 200e-6,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._closed = False
+        self._began_s = time.monotonic()
+        self._windows: list[InboxWindow | AccumulateWindow] = []
+        self._mailboxes: list[PointToPoint] = []
+        self._counters: list[FetchAddCounter] = []
+        backoff = Backoff(backoff_s)
+        if driver == "inline":
+            self._start()
+            self._driver: Driver = InlineDriver(self._watch, self._abort, backoff)
+        elif driver == "thread":
+            self._driver = ThreadDriver(self._start, self._watch, self._abort, backoff)
+        else:
+            raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
+        if "OMP_NUM_THREADS" not in os.environ and self.env.local_size > 1:
+            torch.set_num_threads(1)  # ranks share the cores
+        if self.env.size > 1:
+            environment.end_job_on_uncaught_exception(self.env.rank, self._driver.abort)
+        super().__init__(self.env.rank, self.env.size, topology(self.env.size), seed)
+
+    def _start(self) -> None:
+        self.env = environment.start()
+        self.collectives = Collectives(self.env)
+        self._watchdog = Watchdog(self.env, self._timeout_s)
+
+    def _watch(self, engine: Engine) -> None:
+        self._watchdog.check(engine)
+
+    def _abort(self) -> None:
+        self.env.abort()
+
+    # -- for the program ---------------------------------------------------------------------------
+
+    def run(self, coroutine: Coro[T], what: str = "a run") -> T:
+        """Run `coroutine` on the communication thread, gradients on this one."""
+        return self._driver.run(coroutine, what)
+
+    def close(self) -> None:
+        """Free everything of MPI's and stop the communication thread. Collective, idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._driver.failed:
+            self.run(self._close(), "closing the worker")
+        self._driver.close()
+
+    def __enter__(self) -> MPIWorker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or self.size == 1:  # the others will not come to a collective close
+            self.close()
+
+    async def _close(self) -> None:
+        await self.collectives.barrier()
+        await self.release()
+        self._watchdog.close()
+        self.collectives.close()
+        self.env.comm.Free()
+
+    # -- the contract ------------------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """Wall seconds since :meth:`start`."""
+        return time.monotonic() - self._began_s
+
+    def gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Start a gradient on the program's thread."""
+        objective = self.objective
+        return self._driver.compute(lambda: objective.gradient(x, batch), "a gradient")
+
+    def full_gradient(self, x: Vector) -> Handle[Vector]:
+        """Start a full gradient on the program's thread."""
+        full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
+        return self._driver.compute(lambda: full(x), "a full gradient")
+
+    def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
+        """Start any other computation on the program's thread."""
+        return self._driver.compute(function, what)
+
+    def allreduce(self, v: Vector) -> Handle[Vector]:
+        """Sum over all ranks."""
+        return self._driver.engine.keep(self.collectives.allreduce(v))
+
+    def allgather(self, v: Vector) -> Handle[Vector]:
+        """Gather from all ranks."""
+        return self._driver.engine.keep(self.collectives.allgather(v))
+
+    def alltoall(self, rows: Vector) -> Handle[Vector]:
+        """Exchange rows with all ranks."""
+        return self._driver.engine.keep(self.collectives.alltoall(rows))
+
+    def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
+        """Exchange with the neighbours of step `t`."""
+        t = self.step if t is None else t
+        handle = self.collectives.neighbor_allgather(v, self.mixing(t), t)
+        return self._driver.engine.keep(handle)
+
+    def gather(self, v: Vector) -> Handle[list[Vector] | None]:
+        """Collect a vector of any length from every rank at rank 0; None elsewhere."""
+        return self.spawn(self.collectives.gather(v), "all ranks to come to the gather")
+
+    def window(self, name: str, x0: Vector, kind: str = "inbox") -> InboxWindow | AccumulateWindow:
+        """Make a window; `kind` "accumulate" takes element-wise atomic sums instead."""
+        window: InboxWindow | AccumulateWindow
+        if kind == "accumulate":
+            window = AccumulateWindow(self.env, name, x0)
+        else:
+            window = InboxWindow(self.env, self._driver.engine, name, x0)
+        self._windows.append(window)
+        return window
+
+    def mailbox(self, name: str) -> PointToPoint:
+        """Make a mailbox."""
+        mailbox = PointToPoint(self.env, self._driver.engine, name)
+        self._mailboxes.append(mailbox)
+        return mailbox
+
+    def counter(self, name: str, home: int = 0) -> FetchAddCounter:  # noqa: ARG002  # a label
+        """Make a counter."""
+        counter = FetchAddCounter(self.env, home)
+        self._counters.append(counter)
+        return counter
+
+    # -- for the runtime ---------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coro[T], what: str) -> Task[T]:
+        """Run `coroutine` beside the current one."""
+        return self._driver.engine.spawn(coroutine, what)
+
+    def cancel(self, task: Task[Any]) -> None:
+        """Stop what :meth:`spawn` started."""
+        self._driver.engine.cancel(task)
+
+    async def start(self) -> None:
+        """Wait until every rank has made its windows; time counts from here."""
+        await self.collectives.barrier()
+        self._began_s = time.monotonic()
+
+    async def quiesce(self) -> None:
+        """Wait until every rank has come here and nothing is in flight any more.
+
+        Meanwhile serving, answering, averaging with those who still step, and draining go on.
+        """
+        for window in self._windows:
+            await window.settled()
+        await self.collectives.barrier()
+        before = torch.zeros(2, dtype=torch.int64)
+        while True:  # messages answered with messages: until two counts in a row agree
+            now = [sum(m.sent for m in self._mailboxes), sum(m.received for m in self._mailboxes)]
+            total = await self.collectives.allreduce(torch.tensor(now))
+            if total[0] == total[1] and torch.equal(total, before):
+                break
+            before = total
+        for window in self._windows:
+            window.drain()
+        await self.collectives.barrier()
+
+    async def release(self) -> None:
+        """Free the windows, mailboxes and counters of a run; after :meth:`quiesce`."""
+        await self.collectives.barrier()
+        for item in (*self._windows, *self._mailboxes, *self._counters):
+            item.close()
+        self._windows, self._mailboxes, self._counters = [], [], []
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload that this rank's communication moved in the current run."""
+        return (
+            self.collectives.bytes_sent
+            + sum(w.bytes_moved for w in self._windows)
+            + sum(m.bytes_sent for m in self._mailboxes)
+        )
+
+    @property
+    def busy_rate(self) -> float:
+        """Fraction of averages begun here that found a busy peer."""
+        attempts = sum(w.attempts for w in self._windows)
+        return sum(w.busy for w in self._windows) / attempts if attempts else 0.0
