@@ -24,10 +24,10 @@ from mpimomentum.simulator import Clock
 
 __all__ = [
     "ADPSGD",
+    "DPSGD",
     "AllReduceSGD",
     "AsyncServer",
     "Clock",
-    "DPSGD",
     "Quadratic",
     "Run",
     "TorchObjective",

@@ -113,11 +113,17 @@ class Window(Protocol):
     Only its owner writes it, so a State may hold it like a vector that others average with.
     """
 
-    dim: int
-    version: int
-    """Gradient updates (:meth:`add`) applied to this rank's vector so far."""
-    mixes: int
-    """Averages applied to this rank's vector so far, whoever began them."""
+    @property
+    def dim(self) -> int:
+        """Length of this rank's vector."""
+
+    @property
+    def version(self) -> int:
+        """Gradient updates (:meth:`add`) applied to this rank's vector so far."""
+
+    @property
+    def mixes(self) -> int:
+        """Averages applied to this rank's vector so far, whoever began them."""
 
     def read(self, out: Vector | None = None) -> Vector:
         """Return a private copy, shape (dim,), of this rank's vector (or fill `out`).
@@ -177,8 +183,10 @@ class Worker(Protocol):
     """This rank's own stream (the data have another)."""
     shared_rng: np.random.Generator
     """The same stream on all ranks: draw from it in the same order everywhere."""
-    samples: int
-    """Size of this rank's data."""
+
+    @property
+    def samples(self) -> int:
+        """Size of this rank's data."""
 
     @property
     def neighbors(self) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ class AllReduceSGD:
         positive("lr", self.lr)
         momentum("mu", self.mu)
 
-    def init(self, w: Worker, x0: Vector) -> State:  # noqa: ARG002
+    def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0 without momentum."""
         return State(x=x0.clone(), m=torch.zeros_like(x0))
 

@@ -109,7 +109,7 @@ class AsyncServer:
             w.record(tau=tau, source=source)
             await s.answers.send(source, s.shard.read(), s.shard.version)
 
-    async def finish(self, w: Worker, s: State) -> None:  # noqa: ARG002
+    async def finish(self, w: Worker, s: State) -> None:
         """Take over the final model."""
         for j in range(self.servers):
             s.x[self._shard(j, len(s.x))], _ = await s.shard.get(j)

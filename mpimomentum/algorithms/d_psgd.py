@@ -55,7 +55,7 @@ class DPSGD:
         positive("lr", self.lr)
         one_of("variant", self.variant, ("cta", "atc"))
 
-    def init(self, w: Worker, x0: Vector) -> State:  # noqa: ARG002
+    def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0."""
         return State(x=x0.clone())
 

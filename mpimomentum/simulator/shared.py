@@ -8,8 +8,6 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mpimomentum.worker import Handle, Vector
 
 if TYPE_CHECKING:

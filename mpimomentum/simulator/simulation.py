@@ -15,7 +15,7 @@ from mpimomentum.worker import Handle
 
 T = TypeVar("T")
 
-_AFTER_ALL_ELSE = 2  # SimPy runs events of one time by priority; its own are 0 and 1
+_AFTER_ALL_ELSE: Any = 2  # SimPy runs events of one time by priority; its own are 0 and 1
 
 
 class Process:
@@ -39,7 +39,7 @@ class Process:
             except StopIteration:
                 return
             done = self._kernel.event()
-            handle.on_done(done.succeed)
+            handle.on_done(lambda done=done: done.succeed())  # type: ignore[misc]
             yield done
 
 
@@ -184,7 +184,7 @@ class Simulation:
         self._checking = True  # whoever has just received something may be about to answer
         check = self._kernel.event()
         check.callbacks.append(lambda _: self._release_if_quiet())
-        check._ok, check._value = True, None
+        check._ok, check._value = True, None  # triggered, as Event.succeed() does at its priority
         self._kernel.schedule(check, priority=_AFTER_ALL_ELSE)
 
     def _release_if_quiet(self) -> None:

@@ -70,7 +70,7 @@ class VirtualWorker(BaseWorker):
         def finish() -> None:
             try:
                 value = function()
-            except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+            except BaseException as error:  # raised again where it is awaited
                 handle.fail(error)
             else:
                 handle.resolve(value)
@@ -157,7 +157,7 @@ class VirtualWorker(BaseWorker):
         self._sent.append(mailbox)
         return mailbox
 
-    def counter(self, name: str, home: int = 0) -> VirtualCounter:  # noqa: ARG002  # a label
+    def counter(self, name: str, home: int = 0) -> VirtualCounter:  # a label
         """Make a counter."""
         parts = self._simulation.parts("counter", self._counters)
         self._counters += 1
@@ -167,7 +167,7 @@ class VirtualWorker(BaseWorker):
 
     # -- for the runtime ---------------------------------------------------------------------------
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:  # noqa: ARG002
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:
         """Run beside the current coroutine."""
         return self._simulation.spawn(coroutine)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.memory import chunks
+from mpimomentum.transport.mpi import MPI, own_memory
 from mpimomentum.worker import Handle, Vector
 
 _VERSION, _MIXES = 0, 1
@@ -45,9 +46,9 @@ class AccumulateWindow:
         self._chunks = list(chunks(self.dim, itemsize))
         for window in (self._sums, self._counts):
             window.Lock_all(MPI.MODE_NOCHECK)
-        own = np.frombuffer(self._sums.tomemory(), dtype=x0.numpy().dtype)[: self.dim]
+        own = own_memory(self._sums, x0.numpy().dtype)[: self.dim]
         own[:] = x0.numpy()
-        np.frombuffer(self._counts.tomemory(), dtype=np.int64)[:2] = 0
+        own_memory(self._counts, np.int64)[:2] = 0
         self._sums.Sync()
         env.comm.Barrier()
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Mixing, Vector
 
@@ -131,12 +132,12 @@ class Collectives:
             j: v if j == self.rank else torch.empty_like(v) for j in sorted({*sources, self.rank})
         }
         tag = t % _TAGS  # ranks of a time-varying graph may be a step apart
-        requests = []
+        requests: list[MPI.Request] = []
         for s in self._slices(len(data)):
-            for j in sources:
-                requests.append(self._neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag))
-            for j in targets:
-                requests.append(self._neighbor_comm.Isend(data[s], j, tag))
+            requests += [
+                self._neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag) for j in sources
+            ]
+            requests += [self._neighbor_comm.Isend(data[s], j, tag) for j in targets]
         self.bytes_sent += len(targets) * len(data)
         what = f"models of step {t} from ranks {sources}"
         return Requests(requests, lambda: received, what, hold=v)

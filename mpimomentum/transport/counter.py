@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.mpi import MPI, own_memory
 from mpimomentum.worker import Handle
 
 
@@ -19,7 +20,7 @@ class FetchAddCounter:
         self._k = np.zeros(1, dtype=np.int64)
         self._old = np.zeros(1, dtype=np.int64)
         if env.rank == home:
-            np.frombuffer(self._window.tomemory(), dtype=np.int64)[0] = 0
+            own_memory(self._window, np.int64)[0] = 0
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self._window.Sync()
         env.comm.Barrier()

@@ -16,10 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
-import mpi4py
-
-mpi4py.rc.initialize = False  # the communication thread initialises, with its own thread level
-from mpi4py import MPI  # noqa: E402  # must follow the line above
+from mpimomentum.transport.mpi import MPI
 
 _LEVELS = {
     MPI.THREAD_SINGLE: "SINGLE",
@@ -35,7 +32,7 @@ class Environment:
 
     Attributes
     ----------
-    comm : MPI.Comm
+    comm : MPI.Intracomm
         A private duplicate of COMM_WORLD; used by the communication thread only.
     node : int
         Index of this rank's node; nodes are numbered by their lowest rank.
@@ -48,7 +45,7 @@ class Environment:
     thread_level : str
     """
 
-    comm: MPI.Comm
+    comm: MPI.Intracomm
     rank: int
     size: int
     node: int
@@ -136,13 +133,13 @@ def check_launch(size: int, environ: Mapping[str, str]) -> None:
     tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise RuntimeError(
-            f"srun started {tasks} tasks, but each sees an MPI world of size 1: choose the start-up "
-            "protocol with srun --mpi=pmix (Open MPI) or srun --mpi=pmi2 (MPICH); "
+            f"srun started {tasks} tasks, but each sees an MPI world of size 1: choose the "
+            "start-up protocol with srun --mpi=pmix (Open MPI) or srun --mpi=pmi2 (MPICH); "
             "'srun --mpi=list' shows what this Slurm offers"
         )
 
 
-def _node_of_each_rank(comm: MPI.Comm) -> list[int]:
+def _node_of_each_rank(comm: MPI.Intracomm) -> list[int]:
     fake = os.environ.get("MPIMOMENTUM_FAKE_NODES")
     if fake is not None:
         if not fake.isdigit() or not 1 <= int(fake) <= comm.size:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from mpimomentum.transport.collectives import as_buffer
-from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.progress import Engine
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Vector

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpimomentum.transport.environment import MPI, Environment
+from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.mpi import MPI, as_bytes, own_memory
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Vector
 
@@ -23,6 +24,9 @@ CHUNK_BYTES = 1 << 20
 _MAX_RMA_BYTES = 1 << 30  # MPI counts are 32-bit in Open MPI
 
 _PAGE = 4096
+
+_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Words = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Memory:
@@ -48,12 +52,13 @@ class Memory:
             info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # near its owner's core
             self._window = MPI.Win.Allocate_shared(nbytes, 1, info=info, comm=env.comm)
             info.Free()
-            ranks: Any = range(env.size)
-            buffers = {r: self._window.Shared_query(r)[0] for r in ranks}
+            self._segments: dict[int, _Bytes] = {
+                r: as_bytes(self._window.Shared_query(r)[0])
+                for r in range(env.size)
+            }
         else:
             self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)
-            buffers = {env.rank: self._window.tomemory()}
-        self._segments = {r: np.frombuffer(b, dtype=np.uint8) for r, b in buffers.items()}
+            self._segments = {env.rank: own_memory(self._window)}
         self._segments[env.rank][:] = 0
         self._compare = np.empty(1, dtype=np.int64)
         self._new = np.empty(1, dtype=np.int64)
@@ -69,16 +74,10 @@ class Memory:
         nbytes = count * dtype.itemsize
         return torch.from_numpy(segment[offset : offset + nbytes]).view(dtype)
 
-    def words(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return `count` int64 of the own segment, for plain loads and stores."""
-        return self._segments[self.rank][offset : offset + 8 * count].view(np.int64)
-
-    def peer_words(
-        self, rank: int, offset: int, count: int
-    ) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """Return `count` int64 of `rank`'s segment, or None if not addressable."""
-        segment = self._segments.get(rank)
-        return None if segment is None else segment[offset : offset + 8 * count].view(np.int64)
+    def words(self, rank: int, offset: int, count: int) -> Words:
+        """Return `count` int64 of an addressable segment, for plain loads and stores."""
+        words: Words = self._segments[rank][offset : offset + 8 * count].view(np.int64)
+        return words
 
     # -- the claim word at offset 0 of every segment: MPI atomics only, the owner's too -----------
 

@@ -41,7 +41,7 @@ class Task(Handle[T]):
                 self._waiting = self._coroutine.send(None)
             except StopIteration as stop:
                 self.resolve(stop.value)
-            except BaseException as error:  # noqa: BLE001  # raised again where it is awaited
+            except BaseException as error:  # raised again where it is awaited
                 self.fail(error)
         return self._done
 
@@ -325,13 +325,13 @@ class ThreadDriver:
     def _main(self, set_up: Callable[[], None], ready: Handle[None]) -> None:
         try:
             set_up()
-        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+        except BaseException as error:  # raised again in the caller's thread
             ready.fail(error)
             return
         ready.resolve(None)
         try:
             self._loop()
-        except BaseException as error:  # noqa: BLE001  # reaches whoever waits in run()
+        except BaseException as error:  # reaches whoever waits in run()
             self._failure = error
             for task in (*self.engine.tasks, *_emptied(self._submitted)):
                 task.fail(error)
@@ -356,7 +356,7 @@ class ThreadDriver:
 def _carry_out(function: Callable[[], T], handle: Handle[T]) -> None:
     try:
         value = function()
-    except BaseException as error:  # noqa: BLE001  # raised again in the coroutine that awaits it
+    except BaseException as error:  # raised again in the coroutine that awaits it
         handle.fail(error)
     else:
         handle.resolve(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from mpimomentum.transport.environment import MPI
+from mpimomentum.transport.mpi import MPI
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")

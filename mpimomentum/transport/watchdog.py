@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 
-from mpimomentum.transport.environment import MPI, Environment, report
+from mpimomentum.transport.environment import Environment, report
+from mpimomentum.transport.mpi import MPI, own_memory
 from mpimomentum.transport.progress import Engine
 
 _LINE_BYTES = 256
@@ -34,7 +35,7 @@ class Watchdog:
         self.timeout_s = timeout_s
         self._env = env
         self._window = MPI.Win.Allocate(_LINE_BYTES, 1, comm=env.comm)
-        self._line = np.frombuffer(self._window.tomemory(), dtype=np.uint8)
+        self._line = own_memory(self._window, np.uint8)
         self._line[:] = 0
         self._window.Lock_all(MPI.MODE_NOCHECK)
         self._next_refresh_s = 0.0

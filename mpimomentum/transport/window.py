@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import TypeVar
 
 import torch
 
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.memory import Memory, chunks
-from mpimomentum.transport.progress import Engine, Poll, Task
+from mpimomentum.transport.progress import Engine, Poll
 from mpimomentum.worker import Handle, Vector
-
-T = TypeVar("T")
 
 _HEADER = 64  # the word has the first cache line to itself
 _VERSION, _MIXES, _WRITES = range(3)  # int64 counters of the header
@@ -97,8 +94,8 @@ class InboxWindow:
         self._layouts = {d: _Layout(d, self.dtype) for d in set(self.dims)}
         self._layout = self._layouts[self.dim]
         self._memory = Memory(env, self._layout.end)
-        self._head = self._memory.words(_HEADER, _COUNTERS)
-        self._sequences = self._memory.words(_SEQUENCES, len(self._layout.chunks))
+        self._head = self._memory.words(self.rank, _HEADER, _COUNTERS)
+        self._sequences = self._memory.words(self.rank, _SEQUENCES, len(self._layout.chunks))
         self._x = self._own(self._layout.x)
         self._inbox = self._own(self._layout.inbox)
         self._peers = {r: self._views(r) for r in range(env.size)} if self._memory.shared else {}
@@ -142,7 +139,7 @@ class InboxWindow:
             return Handle.completed((self.read(), self.version))
         self.bytes_moved += self.dims[rank] * self.dtype.itemsize
         whole = self._get_direct(rank) if self._memory.shared else self._get_remote(rank)
-        return self._started(whole, f"a whole read of window {self.name!r} of rank {rank}")
+        return self._engine.spawn(whole, f"a whole read of window {self.name!r} of rank {rank}")
 
     def add(self, rank: int, v: Vector) -> Handle[None]:
         """Do x_rank += v; done when applied there."""
@@ -153,7 +150,7 @@ class InboxWindow:
             return Handle.completed(None)
         self.bytes_moved += v.numel() * v.element_size()
         previous = self._last_add.get(rank)
-        adding = self._started(
+        adding = self._engine.spawn(
             self._add_remote(rank, v, previous), f"an add to window {self.name!r} of rank {rank}"
         )
         self._last_add[rank] = adding
@@ -176,12 +173,13 @@ class InboxWindow:
         if self._memory.shared:
             self._exchange_direct(rank)
             return Handle.completed(self._publish_average(rank, claim))
-        return self._started(
+        return self._engine.spawn(
             self._average_remote(rank, claim), f"an average of window {self.name!r} with {rank}"
         )
 
     async def settled(self) -> None:
         """Wait until every add begun here has been applied."""
+        adding: Handle[None]
         for adding in tuple(self._last_add.values()):
             await adding
 
@@ -307,10 +305,8 @@ class InboxWindow:
 
     async def _get_direct(self, rank: int) -> tuple[Vector, int]:
         layout = self._layouts[self.dims[rank]]
-        head = self._memory.peer_words(rank, _HEADER, _COUNTERS)
-        sequences = self._memory.peer_words(rank, _SEQUENCES, len(layout.chunks))
-        assert head is not None
-        assert sequences is not None
+        head = self._memory.words(rank, _HEADER, _COUNTERS)
+        sequences = self._memory.words(rank, _SEQUENCES, len(layout.chunks))
         x, _ = self._peers[rank]
         out = torch.empty(self.dims[rank], dtype=self.dtype)
         seen = [-1] * len(layout.chunks)
@@ -345,9 +341,6 @@ class InboxWindow:
             await _Next(f"rank {rank} to finish writing window {self.name!r}")
 
     # -- helpers -------------------------------------------------------------------------------
-
-    def _started(self, coroutine: object, what: str) -> Task[T]:
-        return self._engine.spawn(coroutine, what)  # type: ignore[arg-type]
 
     def _own(self, offset: int) -> Vector:
         own = self._memory.direct(self.rank, offset, self.dim, self.dtype)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class MPIWorker(BaseWorker):
-    """This process's rank. Collective to make and to :meth:`close`.
+    """The rank of this process. Collective to make and to :meth:`close`.
 
     The methods of the contract (worker.Worker) are for coroutines, which run on the communication
     thread; :meth:`run` and :meth:`close` are for the program.
@@ -184,7 +184,7 @@ class MPIWorker(BaseWorker):
         self._mailboxes.append(mailbox)
         return mailbox
 
-    def counter(self, name: str, home: int = 0) -> FetchAddCounter:  # noqa: ARG002  # a label
+    def counter(self, name: str, home: int = 0) -> FetchAddCounter:  # a label
         """Make a counter."""
         counter = FetchAddCounter(self.env, home)
         self._counters.append(counter)
