@@ -1,0 +1,352 @@
+"""A run as the user asks for it: what the flags, the variables and the TOML keys mean.
+
+Every field is a flag of ``mpimomentum train`` or ``simulate``, a key of its TOML file and an
+``MPIMOMENTUM_*`` variable; the docstrings are the flags' help. Nothing here starts anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from cyclopts import Parameter
+
+from mpimomentum.algorithms.registry import by_name
+from mpimomentum.data.partition import Partition
+from mpimomentum.runtime.loop import Stop
+from mpimomentum.worker import Algorithm
+
+EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
+MU = 0.9  # for every algorithm that has a heavy ball
+
+LENGTHS = ("epochs", "steps", "duration_s")
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be run; the message names the value and the remedy."""
+
+
+def slowness(text: str) -> dict[int, float]:
+    """Read ``"0:10,3:2"``: rank 0 ten times slower, rank 3 twice.
+
+    Raises
+    ------
+    BadInput
+        If it reads otherwise, or a rank is named twice.
+    """
+    slow: dict[int, float] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        rank, _, factor = part.partition(":")
+        try:
+            number, times = int(rank), float(factor)
+        except ValueError:
+            number, times = -1, math.nan
+        if number < 0 or not 0 < times < math.inf:
+            raise BadInput(f"{part!r} in {text!r}: write RANK:FACTOR, such as 0:10,3:2")
+        if number in slow:
+            raise BadInput(f"{text!r} names rank {number} twice: give it one factor")
+        slow[number] = times
+    return slow
+
+
+def _given(config: Any) -> list[tuple[str, Any]]:
+    """Return the fields that are not None, with their names."""
+    pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return [(name, value) for name, value in pairs if value is not None]
+
+
+@Parameter(name="*", group="Algorithm")
+@dataclass(frozen=True)
+class Method:
+    """An algorithm with its hyper-parameters; `mpimomentum list` shows which has which.
+
+    Parameters
+    ----------
+    algorithm : str
+        Name of the algorithm.
+    lr : float
+        Step size.
+    mu : float, optional
+        Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
+    variant : str, optional
+        ad-psgd: lockfree or paired; d-psgd: cta or atc.
+    reweight : bool, optional
+        ad-psgd: undo the bias towards fast workers' data.
+    servers : int, optional
+        async-server: number of ranks that serve.
+    dedicated : bool, optional
+        async-server: the servers compute no gradients.
+    """
+
+    algorithm: str = "ad-psgd"
+    lr: float = 0.05
+    mu: float | None = None
+    variant: str | None = None
+    reweight: bool | None = None
+    servers: int | None = None
+    dedicated: bool | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self.build()
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters with which :meth:`build` makes the algorithm.
+
+        Raises
+        ------
+        ValueError
+            If there is no such algorithm, or it has no such hyper-parameter.
+        """
+        known = [f.name for f in dataclasses.fields(by_name(self.algorithm))]
+        given = {name: value for name, value in _given(self) if name != "algorithm"}
+        for name in given:
+            if name not in known:
+                raise BadInput(
+                    f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
+                    f"{', '.join(known)}; leave {name} out or choose another algorithm"
+                )
+        values = {"mu": MU} | given
+        return {name: values[name] for name in known if name in values}
+
+    def build(self) -> Algorithm[Any]:
+        """Make the algorithm.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`parameters`, or if the algorithm refuses a value.
+        """
+        algorithm: Algorithm[Any] = by_name(self.algorithm)(**self.parameters())
+        return algorithm
+
+
+@Parameter(name="*", group="Model and data")
+@dataclass(frozen=True)
+class Task:
+    """What is learnt.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
+    data : str
+        Name of the data set.
+    data_dir : Path, optional
+        Folder with its files, where they are not at their usual place.
+    partition : str
+        iid: each worker has a random part of the data; label: few classes.
+    batch_size : int
+        Samples per gradient of one worker.
+    """
+
+    model: str = "cnn-small"
+    data: str = "digits"
+    data_dir: Path | None = None
+    partition: Partition = "iid"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise BadInput(f"batch_size={self.batch_size}: at least 1 sample is needed")
+
+
+@Parameter(name="*", group="Length (give one)")
+@dataclass(frozen=True)
+class Length:
+    """When to stop.
+
+    Parameters
+    ----------
+    epochs : float, optional
+        Times that every worker goes through its own part of the data; 30 if nothing is given.
+    steps : int, optional
+        Steps of every worker.
+    duration_s : float, optional
+        Seconds for all: of the wall clock, or virtual ones in a simulation.
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        given = _given(self)
+        if len(given) > 1:
+            raise BadInput(
+                f"{' and '.join(f'{name}={value}' for name, value in given)}: give only one of "
+                f"{', '.join(LENGTHS)}"
+            )
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise BadInput(f"epochs={self.epochs} must be above 0 and finite")
+
+    def stop(self, samples: int, batch_size: int) -> Stop:
+        """Return when a worker with `samples` of its own stops.
+
+        Raises
+        ------
+        ValueError
+            If the number given is not possible.
+        """
+        if self.steps is not None or self.duration_s is not None:
+            return Stop(self.steps, self.duration_s)
+        epochs = EPOCHS if self.epochs is None else self.epochs
+        return Stop(steps=math.ceil(epochs * samples / batch_size))
+
+
+@Parameter(name="*", group="Speed of the workers")
+@dataclass(frozen=True)
+class Pace:
+    """Stragglers and jitter, injected.
+
+    Parameters
+    ----------
+    slow : str, optional
+        Slow ranks, RANK:FACTOR,…: 0:10 makes rank 0 ten times slower.
+    jitter : float
+        Standard deviation of a compute time over its mean (Gamma distributed).
+    compute_s : float, optional
+        Seconds that a gradient takes: train sleeps the rest; simulate takes 1 unless given.
+    """
+
+    slow: str | None = None
+    jitter: float = 0.0
+    compute_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "compute_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise BadInput(f"{name}={value} must be finite and not negative")
+        _ = self.factors
+
+    @property
+    def factors(self) -> dict[int, float]:
+        """Rank -> factor on its compute time."""
+        return slowness(self.slow or "")
+
+    def check(self, size: int) -> None:
+        """Refuse a slow rank that does not exist among `size`.
+
+        Raises
+        ------
+        ValueError
+        """
+        for rank in self.factors:
+            if rank >= size:
+                raise BadInput(
+                    f"slow={self.slow!r}: there is no rank {rank} among {size}; "
+                    f"the ranks are 0 to {size - 1}"
+                )
+
+
+@Parameter(name="*", group="Network of the simulation")
+@dataclass(frozen=True)
+class Network:
+    """Messages on the virtual clock.
+
+    Parameters
+    ----------
+    latency_s : float
+        Seconds until the first byte of a message arrives.
+    bandwidth_Bps : float
+        Bytes per second of a link.
+    network : str
+        full, shared (one link for all) or fat-tree:K (K ranks on a switch).
+    """
+
+    latency_s: float = 0.0
+    bandwidth_Bps: Annotated[  # noqa: N815  # bytes per second, unlike bps
+        float, Parameter(name=["--bandwidth-Bps", "--bandwidth-bps"])
+    ] = math.inf
+    network: str = "full"
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True)
+class Output:
+    """Where results go.
+
+    Parameters
+    ----------
+    out : Path, optional
+        Run directory to make; runs/DATE-TIME-ALGORITHM-RANKS unless given.
+    progress : str
+        bar, lines, off, or auto: a bar on a terminal, else lines. (Under mpirun no rank sees the
+        terminal, so auto means lines there.)
+    """
+
+    out: Path | None = None
+    progress: Literal["auto", "bar", "lines", "off"] = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run on MPI ranks.
+
+    Parameters
+    ----------
+    topology : str
+        Name of the graph, or a file .npy or .csv with W.
+    seed : int
+        Of everything random; equal seeds give equal data, models and draws.
+    """
+
+    method: Method = Method()
+    topology: str = "ring"
+    task: Task = Task()
+    length: Length = Length()
+    pace: Pace = Pace()
+    output: Output = Output()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BadInput(f"seed={self.seed} must not be negative")
+
+    def flat(self) -> dict[str, Any]:
+        """Return what would have to be written to a TOML file to get this run again.
+
+        Without `out`, since every run has its own directory, and without `progress`.
+        """
+        values: dict[str, Any] = {}
+        for name, value in _given(self):
+            values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
+            if value is self.method:
+                values |= value.parameters()
+            if value is self.length and not _given(value):
+                values["epochs"] = EPOCHS
+        for name in ("out", "progress"):
+            values.pop(name, None)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def toml(self) -> str:
+        """Return :meth:`flat` as TOML: ``mpimomentum train FILE`` repeats the run."""
+        return tomli_w.dumps(self.flat())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SimulateConfig(TrainConfig):
+    """The same on a virtual clock.
+
+    Parameters
+    ----------
+    workers : int
+        Number of virtual workers.
+    """
+
+    workers: int = 4
+    network: Network = Network()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1:
+            raise BadInput(f"workers={self.workers}: at least 1 is needed")

@@ -1,0 +1,62 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def report(summary: Mapping[str, Any], directory: Path, console: Console) -> None:
+    """Print what matters of a summary, and where the rest is.
+
+    Parameters
+    ----------
+    summary : mapping
+        As :func:`mpimomentum.runtime.telemetry.summary` made it.
+    directory : Path
+        Of the run.
+    console : Console
+    """
+    tau = summary["staleness"]
+    virtual = "virtual_s" in summary
+    rows = {
+        "test accuracy": _number(summary["test_accuracy"], ".2%"),
+        "train loss": _number(summary["train_loss"], ".4f"),
+        "samples/s": _number(summary["samples_per_s"], ".0f") + (" (virtual)" if virtual else ""),
+        "staleness": "mean {}  p99 {}  max {}".format(
+            _number(tau["mean"], ".2f"), _number(tau["p99"], ".0f"), _number(tau["max"], ".0f")
+        ),
+        "consensus distance": _number(summary["consensus_distance"], ".2e"),
+        "updates per rank": _few(summary["updates_per_rank"]),
+        "busy rate": _number(summary["busy_rate"], ".1%"),
+        "virtual time": _number(summary.get("virtual_s"), ".2f") + " s",
+        "wall time": _number(summary["wall_s"], ".2f") + " s",
+    }
+    if not virtual:
+        del rows["virtual time"]
+    title = (
+        f"{summary['algorithm']}, {summary['ranks']} ranks, {summary['topology']}: "
+        f"{summary['model']} on {summary['data']}"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    if summary["train_loss"] is None:
+        console.print("The run diverged: the loss is not finite. Use a smaller --lr or --mu.")
+    console.print(f"run directory: {directory}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _few(values: list[int]) -> str:
+    if len(values) <= 8:
+        return " ".join(map(str, values))
+    return f"{min(values)} to {max(values)} ({len(values)} ranks)"

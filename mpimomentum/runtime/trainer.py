@@ -1,0 +1,262 @@
+"""``mpimomentum train`` and ``simulate``: from a configuration to a run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from mpimomentum import data, models
+from mpimomentum import topology as topologies
+from mpimomentum.data import Dataset
+from mpimomentum.runtime import run as runs
+from mpimomentum.runtime import telemetry
+from mpimomentum.runtime.config import BadInput, SimulateConfig, TrainConfig
+from mpimomentum.runtime.loop import Stop, check, roles
+from mpimomentum.runtime.monitor import Monitor
+from mpimomentum.runtime.objective import TorchObjective
+from mpimomentum.runtime.pace import paced
+from mpimomentum.runtime.progress_bar import show
+from mpimomentum.runtime.run import Run
+from mpimomentum.simulator import Clock
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Algorithm
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
+
+T = TypeVar("T")
+
+MESSAGE_BYTES = 8192  # of what ranks tell each other before a run; a path fits
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a configuration comes to on `size` ranks; made and checked before anything starts."""
+
+    config: TrainConfig
+    topology: Topology
+    algorithm: Algorithm[Any]
+    workers: int
+    dataset: Dataset
+    stop: Stop
+
+    @classmethod
+    def prepare(cls, config: TrainConfig, size: int) -> Job:
+        """Read the data and check everything; the same on all ranks.
+
+        Raises
+        ------
+        ValueError, OSError
+            Whatever does not fit, with the remedy.
+        """
+        topology = topologies.build(config.topology, size)
+        algorithm = config.method.build()
+        check(algorithm, topology)
+        config.pace.check(size)
+        workers = len(roles(algorithm, size)[0])
+        dataset = data.load(config.task.data, config.task.data_dir)
+        largest = len(data.shard(len(dataset.train_y), 0, workers))
+        batch_size, smallest = config.task.batch_size, len(dataset.train_y) // workers
+        if batch_size > smallest:
+            raise BadInput(
+                f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
+                f"{config.task.data}; use a smaller batch_size, or fewer ranks"
+            )
+        models.build(config.task.model, dataset.shape, dataset.classes)  # or refuse now
+        stop = config.length.stop(largest, batch_size)
+        return cls(config, topology, algorithm, workers, dataset, stop)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.topology.size
+
+    def objective(self, index: int, workers: int) -> TorchObjective:
+        """Make the objective of worker `index`: the model on its part of the data."""
+        task, d = self.config.task, self.dataset
+        part = torch.from_numpy(
+            data.shard(d.train_y, index, workers, task.partition, self.config.seed)
+        )
+        return TorchObjective(
+            models.build(task.model, d.shape, d.classes, self.config.seed),
+            cross_entropy,
+            d.train_x[part],
+            d.train_y[part],
+            task.batch_size,
+        )
+
+    def finish(self, run: Run, out: Path, **known: Any) -> dict[str, Any]:
+        """Evaluate the averaged model and write the run directory. On one rank."""
+        whole = self.objective(0, 1)
+        results = telemetry.summary(
+            run,
+            batch_size=self.config.task.batch_size,
+            train_samples=len(self.dataset.train_y),
+            algorithm=self.algorithm.name,
+            parameters=self.config.method.parameters(),
+            model=self.config.task.model,
+            data=self.config.task.data,
+            seed=self.config.seed,
+            topology=self.topology.name,
+            spectral_gap=self.topology.spectral_gap,
+            train_loss=whole.loss(run.mean),
+            test_accuracy=whole.accuracy(run.mean, self.dataset.test_x, self.dataset.test_y),
+            **known,
+        )
+        telemetry.write(out / telemetry.METRICS, telemetry.lines(run.records))
+        telemetry.write_summary(out, results)
+        return results
+
+
+def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path] | None:
+    """Train on the MPI ranks. Collective.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The same on all ranks.
+    worker : MPIWorker
+        Its topology becomes the configuration's.
+
+    Returns
+    -------
+    tuple of (dict, Path) or None
+        Summary and run directory on rank 0, None elsewhere.
+
+    Raises
+    ------
+    BadInput
+        On all ranks, before any has begun to work, if one of them cannot do what is asked.
+    """
+    job = agreed(worker, lambda: Job.prepare(config, worker.size))
+    worker.topology = job.topology
+    worker.seed = config.seed
+    out = agreed(worker, lambda: _directory(job) if worker.rank == 0 else None)
+    path = Path(told(worker, str(out or ""))[0])
+    live = agreed(worker, lambda: telemetry.LiveRecords(path, worker.rank))
+    steps = worker.rank in roles(job.algorithm, worker.size)[0]
+    monitor = Monitor(
+        job.stop,
+        config.task.batch_size,
+        worker=worker,
+        workers=1 if steps else job.workers,
+        live=live,
+        show=show(config.output.progress, f"rank 0 of {worker.size}") if worker.rank == 0 else None,
+    )
+    pace = config.pace
+
+    def objective(index: int, workers: int) -> Any:
+        return paced(
+            job.objective(index, workers),
+            worker.rank,
+            compute_s=pace.compute_s,
+            slow=pace.factors,
+            jitter=pace.jitter,
+            seed=config.seed,
+        )
+
+    with monitor:
+        run = runs.run(
+            job.algorithm,
+            objective,
+            job.stop.steps,
+            job.stop.duration_s,
+            worker,
+            observe=monitor.observe,
+            keep_x=False,
+        )
+    if worker.rank != 0:
+        return None
+    return job.finish(run, path, mpi=worker.env.library, wall_s=run.time_s), path
+
+
+def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
+    """Train on a virtual clock, in this process.
+
+    Returns
+    -------
+    tuple of (dict, Path)
+        Summary and run directory. ``wall_s`` is what the simulation took, ``virtual_s`` what it
+        simulated; ``samples_per_s`` counts virtual seconds.
+
+    Raises
+    ------
+    BadInput
+        If what is asked cannot be done.
+    """
+    pace, network = config.pace, config.network
+    try:
+        job = Job.prepare(config, config.workers)
+        clock = Clock(
+            compute_s=1.0 if pace.compute_s is None else pace.compute_s,
+            slow=pace.factors,
+            jitter=pace.jitter,
+            latency_s=network.latency_s,
+            bandwidth_Bps=network.bandwidth_Bps,
+            network=network.network,
+            seed=config.seed,
+        )
+        out = _directory(job)
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+    began_s = time.monotonic()
+    progress = show(config.output.progress, f"{job.size} virtual workers")
+    monitor = Monitor(job.stop, config.task.batch_size, workers=job.workers, show=progress)
+    with monitor:
+        run = runs.simulate(
+            job.algorithm,
+            job.objective,
+            job.size,
+            job.stop.steps,
+            job.stop.duration_s,
+            job.topology,
+            clock,
+            config.seed,
+            observe=monitor.observe,
+        )
+    wall_s = time.monotonic() - began_s
+    return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out
+
+
+def agreed(worker: MPIWorker, attempt: Callable[[], T]) -> T:
+    """Make `attempt` on every rank; if it fails on one, it fails on all. Collective.
+
+    Raises
+    ------
+    BadInput
+        With the message of the lowest rank on which it failed with a ValueError or OSError.
+    """
+    try:
+        value, failure = attempt(), ""
+    except (ValueError, OSError) as error:
+        failure = str(error) or repr(error)
+    failures = told(worker, failure)
+    for rank, message in enumerate(failures):
+        if message:
+            everyone = all(other == message for other in failures)
+            raise BadInput(message if everyone or rank == 0 else f"rank {rank}: {message}")
+    return value
+
+
+def told(worker: MPIWorker, text: str) -> list[str]:
+    """Return the text of every rank, cut to what fits a message. Collective."""
+    encoded = text.encode()[:MESSAGE_BYTES]
+    padded = torch.frombuffer(bytearray(encoded.ljust(MESSAGE_BYTES, b"\0")), dtype=torch.uint8)
+
+    async def exchange() -> torch.Tensor:
+        return await worker.allgather(padded)
+
+    rows = worker.run(exchange(), "the ranks' answers before a run")
+    return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def _directory(job: Job) -> Path:
+    path = telemetry.make_directory(job.config.output.out, job.algorithm.name, job.size)
+    telemetry.write(path / telemetry.CONFIG, job.config.toml())
+    return path
