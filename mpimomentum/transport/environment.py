@@ -159,9 +159,13 @@ def _finalize() -> None:
 
 
 def report(rank: int, text: str) -> None:
-    """Write `text` to standard error, each line marked with the rank, in one piece."""
-    sys.stderr.write("".join(f"rank {rank} | {line}\n" for line in text.rstrip().splitlines()))
-    sys.stderr.flush()
+    """Write `text` to standard error, each line marked with the rank, in one piece.
+
+    The process's own standard error: a redirected one may not outlive the job that ends next.
+    """
+    stream = sys.__stderr__ or sys.stderr
+    stream.write("".join(f"rank {rank} | {line}\n" for line in text.rstrip().splitlines()))
+    stream.flush()
 
 
 def end_job_on_uncaught_exception(rank: int, abort: Callable[[], None]) -> None:

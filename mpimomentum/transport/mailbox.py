@@ -49,6 +49,7 @@ class PointToPoint:
         self._comm = env.comm.Dup()
         self._to_self: collections.deque[tuple[int, int, Vector]] = collections.deque()
         self._incoming: collections.deque[_Incoming] = collections.deque()
+        engine.pollers.append(self._match_heads)
 
     def send(self, rank: int, v: Vector, version: int = 0) -> Handle[None]:
         """Send; once done, `v` may be changed."""
@@ -75,6 +76,7 @@ class PointToPoint:
 
     def close(self) -> None:
         """Free the communicator."""
+        self._engine.pollers.remove(self._match_heads)
         self._comm.Free()
 
     def next_message(self) -> tuple[int, int, Vector] | None:
@@ -82,7 +84,6 @@ class PointToPoint:
         if self._to_self:
             self.received += 1
             return self._to_self.popleft()
-        self._match_heads()
         for incoming in self._incoming:
             if MPI.Request.Testall(incoming.requests):
                 self._incoming.remove(incoming)
@@ -90,9 +91,13 @@ class PointToPoint:
                 return incoming.source, incoming.version, incoming.v
         return None
 
-    def _match_heads(self) -> None:
-        """Post the receive of every body whose head is here, so that large ones overlap."""
+    def _match_heads(self) -> bool:
+        """Post the receive of every body whose head is here; True if there was one.
+
+        The engine calls this, so that a large send completes although nobody is in recv() yet.
+        """
         status = MPI.Status()
+        before = len(self._incoming)
         while (message := self._comm.Improbe(MPI.ANY_SOURCE, _HEAD, status)) is not None:
             head = np.empty(3, dtype=np.int64)
             message.Recv(head)
@@ -105,6 +110,7 @@ class PointToPoint:
                 for start in range(0, len(body), _SLICE)
             ]
             self._incoming.append(_Incoming(source, version, v, requests))
+        return len(self._incoming) > before
 
 
 class _Receive(Handle[tuple[int, int, Vector]]):

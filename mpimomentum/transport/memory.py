@@ -53,8 +53,7 @@ class Memory:
             self._window = MPI.Win.Allocate_shared(nbytes, 1, info=info, comm=env.comm)
             info.Free()
             self._segments: dict[int, _Bytes] = {
-                r: as_bytes(self._window.Shared_query(r)[0])
-                for r in range(env.size)
+                r: as_bytes(self._window.Shared_query(r)[0]) for r in range(env.size)
             }
         else:
             self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)

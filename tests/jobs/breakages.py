@@ -1,0 +1,75 @@
+"""The protocol broken on purpose, one way a class: a test that still passes on these is blind."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from mpimomentum.transport import window as protocol
+from mpimomentum.transport.accumulate import AccumulateWindow
+from mpimomentum.transport.window import InboxWindow, Word
+from mpimomentum.worker import Vector
+
+
+class PublishBeforeWrite(InboxWindow):
+    """The owner may apply what is not there yet."""
+
+    def _exchange_direct(self, peer: int) -> None:
+        claim = self._memory.word(peer)
+        self._early = self._publish(peer, claim, Word.FULL_AVERAGE)
+        os.sched_yield()
+        super()._exchange_direct(peer)
+
+    def _publish_average(self, peer: int, claim: int) -> bool:
+        self._free_own(claim)
+        return self._early
+
+
+class FreeBeforeApply(InboxWindow):
+    """The next payload may overwrite the inbox while it is applied."""
+
+    def drain(self) -> bool:
+        word = self._memory.word(self.rank)
+        if Word.state(word) not in (Word.FULL_AVERAGE, Word.FULL_ADD):
+            return False
+        self._free_own(word)
+        os.sched_yield()
+        self._apply(self._inbox, protocol._MIXES)
+        return True
+
+
+class OwnWordNotClaimed(InboxWindow):
+    """Two ranks that average each other at once swap their values."""
+
+    def _claim_both(self, peer: int) -> int | None:
+        self._generation += 1
+        claim = Word.CLAIMED.by(self.rank, self._generation)
+        return claim if self._memory.compare_and_swap(peer, Word.FREE, claim) == Word.FREE else None
+
+
+class LocalAddBesideAccumulate(AccumulateWindow):
+    """Plain stores of the owner lose the sums that land meanwhile."""
+
+    def __init__(self, env: Any, engine: Any, name: str, x0: Vector) -> None:
+        super().__init__(env, name, x0)
+        self._plain = torch.frombuffer(self._sums.tomemory(), dtype=x0.dtype)[: self.dim]
+
+    def jiggle(self) -> None:
+        """Add and subtract one, which changes nothing if nobody else writes meanwhile."""
+        self._plain += 1.0
+        self._plain -= 1.0
+
+    def close(self) -> None:
+        """Let go of the memory first."""
+        del self._plain
+        super().close()
+
+
+BREAKAGES: dict[str, Any] = {
+    "publish before write": PublishBeforeWrite,
+    "free before apply": FreeBeforeApply,
+    "own word not claimed": OwnWordNotClaimed,
+    "local add beside accumulate": LocalAddBesideAccumulate,
+}
