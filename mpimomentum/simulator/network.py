@@ -33,10 +33,12 @@ class Network:
 
     def collective_s(self, nbytes: int, rounds: int) -> float:
         """Return how long a collective takes in which each rank sends `nbytes` in `rounds`."""
-        links = 1 if self._clock.network == "full" else self._size
-        if self._switch_size is not None:
-            links = min(self._switch_size, self._size)
-        return rounds * self._clock.latency_s + links * nbytes / self._clock.bandwidth_Bps
+        sharing = 1  # ranks on the busiest link
+        if self._clock.network == "shared":
+            sharing = self._size
+        elif self._switch_size is not None and self._switch_size < self._size:
+            sharing = self._switch_size
+        return rounds * self._clock.latency_s + sharing * nbytes / self._clock.bandwidth_Bps
 
     def _links(self, source: int, target: int) -> list[str]:
         if self._clock.network == "shared":

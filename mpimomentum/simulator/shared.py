@@ -41,7 +41,7 @@ class VirtualWindow:
         self._nbytes = x0.numel() * x0.element_size()
         self._claimed = False  # the word: FREE or not
         self._inbox: Vector | None = None  # full if not None
-        self._waiting: collections.deque[Handle[None]] = collections.deque()
+        self._adds: collections.deque[tuple[Vector, Handle[None]]] = collections.deque()
         self._parts: list[VirtualWindow] = parts
         parts[rank] = self
 
@@ -82,20 +82,17 @@ class VirtualWindow:
             self.version += 1
             return Handle.completed(None)
         handle: Handle[None] = Handle(f"an add to rank {rank}")
-        self.bytes_moved += self._nbytes
+        self.bytes_moved += v.numel() * v.element_size()
         self._simulation.departed()
         self._simulation.spawn(self._add(self._parts[rank], v, handle))
         return handle
 
     async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
-        await self._simulation.transfer(self.rank, peer.rank, self._nbytes)
-        while peer._claimed:
-            turn: Handle[None] = Handle(f"the inbox of rank {peer.rank}")
-            peer._waiting.append(turn)
-            await turn
-        peer._x += v
-        peer.version += 1
-        self._simulation.arrived()
+        await self._simulation.transfer(self.rank, peer.rank, v.numel() * v.element_size())
+        applied: Handle[None] = Handle(f"the inbox of rank {peer.rank}")
+        peer._adds.append((v, applied))
+        peer._apply_adds()
+        await applied
         await self._simulation.delay(self._simulation.latency_s)
         handle.resolve(None)
 
@@ -121,8 +118,9 @@ class VirtualWindow:
             window._claimed = True
             held.append(window)
         self.bytes_moved += 2 * self._nbytes
+        theirs = peer._x.clone()  # read when the claim gets there, not when the answer arrives
         await simulation.transfer(peer.rank, self.rank, self._nbytes)
-        e = (self._x - peer._x).mul_(0.5)
+        e = (self._x - theirs).mul_(0.5)
         self._x -= e
         self.mixes += 1
         await simulation.transfer(self.rank, peer.rank, self._nbytes)
@@ -140,8 +138,16 @@ class VirtualWindow:
 
     def _free(self) -> None:
         self._claimed = False
-        if self._waiting:
-            self._waiting.popleft().resolve(None)
+        self._apply_adds()
+
+    def _apply_adds(self) -> None:
+        """Apply what waits for the inbox, all of it, in order of arrival, unless it is claimed."""
+        while self._adds and not self._claimed:
+            v, applied = self._adds.popleft()
+            self._x += v
+            self.version += 1
+            self._simulation.arrived()
+            applied.resolve(None)
 
 
 class VirtualMailbox:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -19,11 +20,29 @@ _AFTER_ALL_ELSE: Any = 2  # SimPy runs events of one time by priority; its own a
 
 
 class Process:
-    """A coroutine driven by SimPy; made by :meth:`Simulation.spawn`."""
+    """A coroutine driven by SimPy; made by :meth:`Simulation.spawn`.
 
-    def __init__(self, kernel: simpy.Environment, coroutine: Coroutine[Any, Any, Any]) -> None:
+    Attributes
+    ----------
+    waits_for : str
+        What the coroutine waits for; empty before it begins and once it has ended.
+
+    Notes
+    -----
+    An error is handed to `failed`, not raised: SimPy would raise a copy of it, made from its
+    arguments alone.
+    """
+
+    def __init__(
+        self,
+        kernel: simpy.Environment,
+        coroutine: Coroutine[Any, Any, Any],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.waits_for = ""
         self._kernel = kernel
         self._coroutine = coroutine
+        self._failed = failed
         self._cancelled = False
         kernel.process(self._drive())
 
@@ -37,7 +56,12 @@ class Process:
             try:
                 handle: Handle[Any] = self._coroutine.send(None)
             except StopIteration:
+                self.waits_for = ""
                 return
+            except BaseException as error:  # raised again by Simulation.run
+                self._failed(error)
+                return
+            self.waits_for = handle.what
             done = self._kernel.event()
             handle.on_done(lambda done=done: done.succeed())  # type: ignore[misc]
             yield done
@@ -56,9 +80,16 @@ class Simulation:
 
     def __init__(self, topology: Topology, clock: Clock, seed: int) -> None:
         self.size = topology.size
+        for rank in clock.slow:
+            if not 0 <= rank < self.size:
+                raise ValueError(
+                    f"clock: slow={dict(clock.slow)} names rank {rank}, but the ranks are 0 to "
+                    f"{self.size - 1}"
+                )
         self.network = Network(clock, self.size)
         self.latency_s = clock.latency_s
         self._kernel = simpy.Environment()
+        self._failure: BaseException | None = None
         self._meetings: dict[tuple[str, int], list[tuple[Any, Handle[Any]]]] = {}
         self._shared: dict[tuple[str, int], list[Any]] = {}
         self._quiescing: list[Handle[None]] = []
@@ -87,24 +118,33 @@ class Simulation:
         Raises
         ------
         RuntimeError
-            If nothing can happen any more and a worker still waits; whatever a worker raised.
+            If nothing can happen any more and a worker still waits; names who waits for what.
+        BaseException
+            Whatever a worker raised, with a note on where and when.
         """
-        finished = [False] * self.size
+        processes = [self.spawn(rank(w), f"virtual rank {w.rank}") for w in self.workers]
+        while self._failure is None and self._kernel.peek() < math.inf:
+            self._kernel.step()
+        if self._failure is not None:
+            raise self._failure
+        stuck = {r: p.waits_for for r, p in enumerate(processes) if p.waits_for}
+        if stuck:
+            who = [f"rank {r} waits for {what}" for r, what in list(stuck.items())[:8]]
+            more = f"; and {len(stuck) - 8} more" if len(stuck) > 8 else ""
+            raise RuntimeError(
+                f"virtual ranks {list(stuck)} wait for something that will never happen: "
+                f"{'; '.join(who)}{more}"
+            )
 
-        async def marked(worker: VirtualWorker) -> None:
-            await rank(worker)
-            finished[worker.rank] = True
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str = "") -> Process:
+        """Run a coroutine beside the others; what it raises ends the run."""
 
-        for worker in self.workers:
-            self.spawn(marked(worker))
-        self._kernel.run()
-        if not all(finished):
-            stuck = [r for r in range(self.size) if not finished[r]]
-            raise RuntimeError(f"virtual ranks {stuck} wait for something that will never happen")
+        def failed(error: BaseException) -> None:
+            if what:
+                error.add_note(f"on the virtual clock: {what}, at {self.now_s:g} s")
+            self._failure = self._failure or error
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> Process:
-        """Run a coroutine beside the others."""
-        return Process(self._kernel, coroutine)
+        return Process(self._kernel, coroutine, failed)
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `time_s`, after what is already due then."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -16,6 +17,9 @@ from mpimomentum.worker import Batch, Handle, Vector
 
 if TYPE_CHECKING:
     from mpimomentum.simulator.simulation import Process, Simulation
+
+
+T = TypeVar("T")
 
 
 class VirtualWorker(BaseWorker):
@@ -46,6 +50,8 @@ class VirtualWorker(BaseWorker):
         self._counters = 0
         self._calls: dict[str, int] = {}
         self._collective_bytes = 0
+        self._early = _Queues[Vector]()  # (source, t) -> models that nobody asked for yet
+        self._expecting = _Queues[_Exchange]()  # (source, t) -> who waits for a model
         self._sent: list[VirtualMailbox] = []
 
     def now_s(self) -> float:
@@ -99,31 +105,33 @@ class VirtualWorker(BaseWorker):
         """Exchange with the neighbours of step `t`; waits for them alone."""
         t = self.step if t is None else t
         mixing = self.mixing(t)
-        board = self._simulation.parts(f"models of step {t}", 0)
-        mine = _Exchange({self.rank: v}, set(mixing.in_weights) - {self.rank})
-        early = board[self.rank]
-        board[self.rank] = mine
-        for source, model in early or ():
-            mine.deliver(source, model)
-        for target in sorted(set(mixing.out_weights) - {self.rank}):
+        sources = sorted(mixing.in_weights.keys() - {self.rank})
+        mine = _Exchange({self.rank: v}, sources, t)
+        for source in sources:
+            model = self._early.take((source, t))
+            if model is None:
+                self._expecting.put((source, t), mine)
+            else:
+                mine.deliver(source, model)
+        for target in sorted(mixing.out_weights.keys() - {self.rank}):
             self._collective_bytes += _nbytes(v)
-            self._post(board, target, v.clone())
+            self._post(target, t, v.clone())
         mine.settle()
         return mine
 
-    def _post(self, board: list[Any], target: int, model: Vector) -> None:
-        def deliver() -> None:
-            waiting = board[target]
-            if isinstance(waiting, _Exchange):
-                waiting.deliver(self.rank, model)
-                waiting.settle()
-            else:  # the target is not there yet
-                board[target] = [*(waiting or ()), (self.rank, model)]
+    def _post(self, target: int, t: int, model: Vector) -> None:
+        peer = self._simulation.workers[target]
+        nbytes = _nbytes(model)
+        arrival_s = self._simulation.network.arrival_s(self.now_s(), self.rank, target, nbytes)
+        self._simulation.at(arrival_s, lambda: peer._deliver(self.rank, t, model))
 
-        arrival_s = self._simulation.network.arrival_s(
-            self.now_s(), self.rank, target, _nbytes(model)
-        )
-        self._simulation.at(arrival_s, deliver)
+    def _deliver(self, source: int, t: int, model: Vector) -> None:
+        exchange = self._expecting.take((source, t))
+        if exchange is None:
+            self._early.put((source, t), model)
+        else:
+            exchange.deliver(source, model)
+            exchange.settle()
 
     def _meet(
         self,
@@ -169,7 +177,7 @@ class VirtualWorker(BaseWorker):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:
         """Run beside the current coroutine."""
-        return self._simulation.spawn(coroutine)
+        return self._simulation.spawn(coroutine, what)
 
     def cancel(self, process: Process) -> None:
         """Stop what :meth:`spawn` started."""
@@ -193,15 +201,34 @@ class VirtualWorker(BaseWorker):
         )
 
 
+class _Queues(Generic[T]):
+    """A queue, first in first out, for each (source, t); an empty one takes no memory."""
+
+    def __init__(self) -> None:
+        self._queues: dict[tuple[int, int], collections.deque[T]] = {}
+
+    def put(self, key: tuple[int, int], item: T) -> None:
+        self._queues.setdefault(key, collections.deque()).append(item)
+
+    def take(self, key: tuple[int, int]) -> T | None:
+        queue = self._queues.get(key)
+        if queue is None:
+            return None
+        item = queue.popleft()
+        if not queue:
+            del self._queues[key]
+        return item
+
+
 class _Exchange(Handle[dict[int, Vector]]):
     """What one rank has received in one neighbor_allgather."""
 
     __slots__ = ("_missing", "_models")
 
-    def __init__(self, models: dict[int, Vector], missing: set[int]) -> None:
-        super().__init__(f"models from ranks {sorted(missing)}")
+    def __init__(self, models: dict[int, Vector], sources: list[int], t: int) -> None:
+        super().__init__(f"models of step {t} from ranks {sources}")
         self._models = models
-        self._missing = missing
+        self._missing = set(sources)
 
     def deliver(self, source: int, model: Vector) -> None:
         self._models[source] = model
