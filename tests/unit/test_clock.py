@@ -1,0 +1,135 @@
+"""The virtual clock's numbers: what it refuses, compute times, and arrival times by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mpimomentum as mm
+from mpimomentum.simulator.clock import ComputeTimes
+from mpimomentum.simulator.network import Network
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"compute_s": -1.0}, r"compute_s=-1\.0 must be finite and not negative"),
+        ({"compute_s": math.inf}, "compute_s=inf must be finite"),
+        ({"compute_s": math.nan}, "compute_s=nan must be finite"),
+        ({"jitter": -0.1}, r"jitter=-0\.1 must be finite and not negative"),
+        ({"latency_s": -1e-9}, "latency_s=-1e-09 must be finite and not negative"),
+        ({"bandwidth_Bps": 0}, "bandwidth_Bps=0 must be above 0"),
+        ({"bandwidth_Bps": math.nan}, "bandwidth_Bps=nan must be above 0"),
+        ({"slow": {3: 0.0}}, r"rank 3 slow by 0\.0: must be above 0"),
+        ({"slow": {3: math.inf}}, "rank 3 slow by inf: must be above 0, finite"),
+        ({"network": "torus"}, "network='torus': choose full, shared or fat-tree:K"),
+        ({"network": "fat-tree"}, "network='fat-tree': choose"),
+        ({"network": "fat-tree:0"}, "network='fat-tree:0': choose"),
+        ({"network": "fat-tree:x"}, "network='fat-tree:x': choose"),
+        ({"network": "full:4"}, "network='full:4': choose"),
+    ],
+)
+def test_impossible_clock_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mm.Clock(**arguments)
+
+
+@pytest.mark.parametrize("rank", [-1, 4, 7])
+def test_slow_rank_that_is_not_there_is_refused(rank):
+    def f(_, size):
+        return mm.Quadratic(b=torch.zeros(1))
+
+    with pytest.raises(ValueError, match=f"names rank {rank}, but the ranks are 0 to 3"):
+        mm.simulate(mm.DPSGD(lr=0.1), f, 4, steps=1, clock=mm.Clock(slow={rank: 2.0}))
+
+
+def test_without_jitter_compute_takes_its_time_times_the_factor():
+    clock = mm.Clock(compute_s=0.5, slow={1: 10})
+    assert [ComputeTimes(clock, r).draw_s() for r in range(3)] == [0.5, 5.0, 0.5]
+
+
+@pytest.mark.parametrize("jitter", [0.05, 0.3, 1.0, 2.0])
+def test_jitter_is_the_standard_deviation_over_the_mean(jitter):
+    clock = mm.Clock(compute_s=2.0, slow={1: 3}, jitter=jitter, seed=5)
+    n = 20_000
+    for rank, mean_s in ((0, 2.0), (1, 6.0)):
+        times = ComputeTimes(clock, rank)
+        drawn = np.array([times.draw_s() for _ in range(n)]) / mean_s
+        assert drawn.min() > 0
+        assert drawn.mean() == pytest.approx(1, abs=5 * jitter / math.sqrt(n))
+        # a Gamma's variance has standard error j² sqrt((2 + 6j²)/n)
+        tolerance = 5 * jitter**2 * math.sqrt((2 + 6 * jitter**2) / n)
+        assert drawn.var() == pytest.approx(jitter**2, abs=tolerance)
+
+
+def test_jitter_of_one_is_a_poisson_clock():
+    times = ComputeTimes(mm.Clock(jitter=1.0), 0)
+    drawn = np.array([times.draw_s() for _ in range(20_000)])
+    for t in (0.1, 1.0, 3.0):
+        p = math.exp(-t)
+        assert (drawn > t).mean() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / len(drawn)))
+
+
+def test_ranks_and_seeds_have_streams_of_their_own():
+    def times(seed, rank):
+        source = ComputeTimes(mm.Clock(jitter=0.5, seed=seed), rank)
+        return [source.draw_s() for _ in range(3)]
+
+    assert times(0, 0) == times(0, 0)
+    assert len({tuple(times(seed, rank)) for seed in (0, 1) for rank in (0, 1, 2)}) == 6
+
+
+L, B = 0.25, 100.0  # seconds, bytes per second: 50 bytes take 0.5 s on a link
+
+
+def network(kind, size=4):
+    return Network(mm.Clock(latency_s=L, bandwidth_Bps=B, network=kind), size)
+
+
+def test_full_network_has_one_link_a_sender():
+    links = network("full")
+    assert links.arrival_s(1.0, 0, 1, 50) == 1.0 + 0.5 + L
+    assert links.arrival_s(1.0, 0, 2, 50) == 1.0 + 1.0 + L  # after the first on the same link
+    assert links.arrival_s(1.0, 3, 2, 50) == 1.0 + 0.5 + L  # a link of its own
+    assert links.arrival_s(1.25, 0, 3, 100) == 2.0 + 1.0 + L  # the link is busy until 2.0
+    assert links.arrival_s(9.0, 0, 3, 100) == 9.0 + 1.0 + L  # idle again
+
+
+def test_shared_network_has_one_link_for_all():
+    links = network("shared")
+    arrivals = [links.arrival_s(0.0, r, (r + 1) % 4, 50) for r in range(4)]
+    assert arrivals == [0.5 + L, 1.0 + L, 1.5 + L, 2.0 + L]
+
+
+def test_fat_tree_shares_the_uplinks_only():
+    links = network("fat-tree:2")
+    assert links.arrival_s(0.0, 0, 1, 50) == 0.5 + L  # on the same switch
+    links = network("fat-tree:2")
+    assert links.arrival_s(0.0, 0, 2, 50) == 1.0 + L  # own link, then the uplink
+    assert links.arrival_s(0.0, 1, 3, 50) == 1.5 + L  # own link till .5, uplink busy till 1.0
+    assert links.arrival_s(0.0, 2, 0, 50) == 1.0 + L  # the other switch's uplink
+    assert links.arrival_s(0.0, 1, 0, 50) == 1.0 + L  # rank 1's link is busy till .5
+
+
+@pytest.mark.parametrize("kind", ["full", "shared", "fat-tree:2"])
+def test_a_rank_reaches_itself_at_once(kind):
+    links = network(kind)
+    assert links.arrival_s(3.0, 2, 2, 10**9) == 3.0
+    assert links.arrival_s(3.0, 2, 3, 50) == 3.5 + L  # nothing was occupied
+
+
+def test_free_messages_take_no_time():
+    assert Network(mm.Clock(), 4).arrival_s(2.0, 0, 1, 10**12) == 2.0
+    assert Network(mm.Clock(), 4).collective_s(10**12, 6) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "sharing"),
+    [("full", 4, 1), ("shared", 4, 4), ("fat-tree:2", 4, 2), ("fat-tree:4", 4, 1),
+     ("fat-tree:8", 4, 1), ("fat-tree:3", 12, 3)],
+)  # fmt: skip
+def test_collective_waits_for_the_link_that_most_ranks_share(kind, size, sharing):
+    assert network(kind, size).collective_s(50, 6) == 6 * L + sharing * 0.5
