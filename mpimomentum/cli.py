@@ -21,7 +21,8 @@ from rich.console import Console
 from mpimomentum import data, models, topology
 from mpimomentum.algorithms.registry import ALGORITHMS
 from mpimomentum.runtime import trainer
-from mpimomentum.runtime.config import LENGTHS, BadInput, SimulateConfig, TrainConfig
+from mpimomentum.runtime.config import LENGTHS, SimulateConfig, TrainConfig
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.init import init
 from mpimomentum.runtime.report import report
 
@@ -165,7 +166,7 @@ def list_() -> None:
 def main() -> None:
     """Run the command line; bad input is one line on rank 0, and exit code 2."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (BadInput, CycloptsError) as error:
         _refuse(error)
 
@@ -180,7 +181,7 @@ def _refuse(error: Exception) -> NoReturn:
     if _rank() == 0:
         _say(error)
     else:
-        time.sleep(5.0)  # a rank that fails first has mpirun end rank 0 before it has spoken
+        time.sleep(3.0)  # a rank that fails first has mpirun end rank 0 before it has spoken
     raise SystemExit(BAD_INPUT) from error
 
 

@@ -17,40 +17,15 @@ from cyclopts import Parameter
 
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.data.partition import Partition
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
+from mpimomentum.runtime.pace import slowness
 from mpimomentum.worker import Algorithm
 
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
 MU = 0.9  # for every algorithm that has a heavy ball
 
 LENGTHS = ("epochs", "steps", "duration_s")
-
-
-class BadInput(ValueError):
-    """What was asked for cannot be run; the message names the value and the remedy."""
-
-
-def slowness(text: str) -> dict[int, float]:
-    """Read ``"0:10,3:2"``: rank 0 ten times slower, rank 3 twice.
-
-    Raises
-    ------
-    BadInput
-        If it reads otherwise, or a rank is named twice.
-    """
-    slow: dict[int, float] = {}
-    for part in filter(None, text.replace(" ", "").split(",")):
-        rank, _, factor = part.partition(":")
-        try:
-            number, times = int(rank), float(factor)
-        except ValueError:
-            number, times = -1, math.nan
-        if number < 0 or not 0 < times < math.inf:
-            raise BadInput(f"{part!r} in {text!r}: write RANK:FACTOR, such as 0:10,3:2")
-        if number in slow:
-            raise BadInput(f"{text!r} names rank {number} twice: give it one factor")
-        slow[number] = times
-    return slow
 
 
 def _given(config: Any) -> list[tuple[str, Any]]:
@@ -97,23 +72,8 @@ class Method:
             raise BadInput(str(error)) from error
 
     def parameters(self) -> dict[str, Any]:
-        """Return the hyper-parameters with which :meth:`build` makes the algorithm.
-
-        Raises
-        ------
-        ValueError
-            If there is no such algorithm, or it has no such hyper-parameter.
-        """
-        known = [f.name for f in dataclasses.fields(by_name(self.algorithm))]
-        given = {name: value for name, value in _given(self) if name != "algorithm"}
-        for name in given:
-            if name not in known:
-                raise BadInput(
-                    f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
-                    f"{', '.join(known)}; leave {name} out or choose another algorithm"
-                )
-        values = {"mu": MU} | given
-        return {name: values[name] for name in known if name in values}
+        """Return all hyper-parameters of the algorithm, those not given included."""
+        return dict(_given(self.build()))
 
     def build(self) -> Algorithm[Any]:
         """Make the algorithm.
@@ -121,9 +81,18 @@ class Method:
         Raises
         ------
         ValueError
-            As :meth:`parameters`, or if the algorithm refuses a value.
+            If there is no such algorithm, it has no such hyper-parameter, or refuses a value.
         """
-        algorithm: Algorithm[Any] = by_name(self.algorithm)(**self.parameters())
+        make = by_name(self.algorithm)
+        known = [f.name for f in dataclasses.fields(make)]
+        given = {name: value for name, value in _given(self) if name != "algorithm"}
+        for name in given:
+            if name not in known:
+                raise BadInput(
+                    f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
+                    f"{', '.join(known)}; leave {name} out or choose another algorithm"
+                )
+        algorithm: Algorithm[Any] = make(**(({"mu": MU} if "mu" in known else {}) | given))
         return algorithm
 
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.simulator.clock import Clock, ComputeTimes
 from mpimomentum.worker import Batch, Objective, Vector
+
+
+def slowness(text: str) -> dict[int, float]:
+    """Read ``"0:10,3:2"``: rank 0 ten times slower, rank 3 twice.
+
+    Raises
+    ------
+    BadInput
+        If it reads otherwise, or a rank is named twice.
+    """
+    slow: dict[int, float] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        rank, _, factor = part.partition(":")
+        try:
+            number, times = int(rank), float(factor)
+        except ValueError:
+            number, times = -1, math.nan
+        if number < 0 or not 0 < times < math.inf:
+            raise BadInput(f"{part!r} in {text!r}: write RANK:FACTOR, such as 0:10,3:2")
+        if number in slow:
+            raise BadInput(f"{text!r} names rank {number} twice: give it one factor")
+        slow[number] = times
+    return slow
 
 
 def paced(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpimomentum.runtime.config import BadInput
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"

@@ -16,7 +16,8 @@ from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import telemetry
-from mpimomentum.runtime.config import BadInput, SimulateConfig, TrainConfig
+from mpimomentum.runtime.config import SimulateConfig, TrainConfig
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.monitor import Monitor
 from mpimomentum.runtime.objective import TorchObjective
