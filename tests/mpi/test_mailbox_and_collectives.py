@@ -135,7 +135,7 @@ def test_what_mpi_would_get_wrong_is_refused(make_worker):
     w = make_worker()
 
     async def body():
-        with pytest.raises(ValueError, match="cannot sum torch.uint8"):
+        with pytest.raises(ValueError, match="cannot sum"):
             w.allreduce(torch.zeros(3, dtype=torch.uint8))
         with pytest.raises(ValueError, match="contiguous"):
             w.allreduce(torch.zeros(4, 4)[:, 0])

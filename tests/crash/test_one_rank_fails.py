@@ -1,0 +1,61 @@
+"""One rank's failure ends the whole job within seconds and says who failed; nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch import launch, start
+
+FAILING = str(Path(__file__).parents[1] / "jobs" / "failing.py")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("objective", "ArithmeticError: the objective of this rank is broken"),
+        ("coroutine", "ArithmeticError: the algorithm of this rank is broken"),
+        ("poller", "ArithmeticError: the communication thread of this rank is broken"),
+        ("exit", "ArithmeticError: the program of this rank is broken"),
+    ],
+)
+@pytest.mark.parametrize("driver", ["thread", "inline"])
+def test_an_exception_ends_the_job_with_its_traceback(
+    tmp_path: Path, how: str, message: str, driver: str
+) -> None:
+    failed_at = tmp_path / "failed_at"
+    done = launch(
+        4, FAILING, how, tmp_path=tmp_path, MPIMOMENTUM_DRIVER=driver, FAILED_AT=str(failed_at)
+    )
+    assert time.time() - float(failed_at.read_text()) < 5, done.output
+    assert done.returncode != 0
+    assert f"rank 1 | {message}" in done.output
+    assert "rank 1 | Traceback" in done.output
+    assert "rank 0 | Traceback" not in done.output
+
+
+def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
+    job = start(4, FAILING, "kill", tmp_path=tmp_path)
+    output = job.wait_for("training 2")
+    pid = int(re.search(r"pid 2 (\d+)", output).group(1))
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    done = job.wait(30)
+    assert time.monotonic() - began < 10
+    assert done.returncode != 0
+    # the launcher speaks for the dead
+    assert re.search(r"signal 9|KILLED BY SIGNAL: 9|Killed", done.output), done.output
+
+
+def test_a_wait_without_end_is_reported_by_name_and_ended(tmp_path: Path) -> None:
+    done = launch(4, FAILING, "stuck", tmp_path=tmp_path, MPIMOMENTUM_TIMEOUT_S="3")
+    assert done.returncode != 0
+    assert done.seconds < 40
+    assert "nothing has moved for 3 s" in done.output
+    assert re.search(r"rank 1 has waited \d+ s for a message in mailbox 'replies'", done.output)
+    assert re.search(r"rank 0 has waited \d+ s for all ranks to come to the barrier", done.output)
