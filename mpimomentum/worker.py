@@ -107,6 +107,7 @@ class Mixing:
     out_weights: Mapping[int, float]
 
 
+@runtime_checkable
 class Window(Protocol):
     """A vector of this rank that all ranks can read, and change through their owner.
 
@@ -149,7 +150,11 @@ class Window(Protocol):
             False if one of the two was busy: nothing happened, draw another.
         """
 
+    def restore(self, x: Vector, version: int, mixes: int) -> None:
+        """Set this rank's vector and counts; only while nothing is in flight."""
 
+
+@runtime_checkable
 class Mailbox(Protocol):
     """Messages between ranks, with source and version; in order from each source."""
 
@@ -160,8 +165,13 @@ class Mailbox(Protocol):
         """Receive the next message from anyone: (source, version, v). `v` is the receiver's."""
 
 
+@runtime_checkable
 class Counter(Protocol):
     """A 64-bit integer kept at one rank, shared by all."""
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this is the rank that keeps it."""
 
     def fetch_add(self, k: int = 1) -> Handle[int]:
         """Add `k` atomically; returns the value before. ``fetch_add(0)`` reads."""

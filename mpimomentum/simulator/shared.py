@@ -96,6 +96,11 @@ class VirtualWindow:
         await self._simulation.delay(self._simulation.latency_s)
         handle.resolve(None)
 
+    def restore(self, x: Vector, version: int, mixes: int) -> None:
+        """Set the own vector and its counts; only while nothing is in flight."""
+        self._x.copy_(x)
+        self.version, self.mixes = version, mixes
+
     def average(self, rank: int) -> Handle[bool]:
         """Average with `rank`; False if one of the two was busy."""
         handle: Handle[bool] = Handle(f"an average with rank {rank}")
@@ -194,14 +199,14 @@ class VirtualMailbox:
 class VirtualCounter:
     """A worker.Counter on the virtual clock; `value` is the list that holds it at its home."""
 
-    def __init__(self, simulation: Simulation, value: list[int], *, local: bool) -> None:
+    def __init__(self, simulation: Simulation, value: list[int], *, at_home: bool) -> None:
         self._simulation = simulation
         self._value = value
-        self._local = local
+        self.at_home = at_home
 
     def fetch_add(self, k: int = 1) -> Handle[int]:
         """Add `k`; returns the value before."""
-        if self._local or self._simulation.latency_s == 0:
+        if self.at_home or self._simulation.latency_s == 0:
             return Handle.completed(self._add(k))
         handle: Handle[int] = Handle("a counter")
         self._simulation.spawn(self._fetch_add(k, handle))

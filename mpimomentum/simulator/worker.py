@@ -171,7 +171,7 @@ class VirtualWorker(BaseWorker):
         self._counters += 1
         if parts[home] is None:
             parts[home] = [0]
-        return VirtualCounter(self._simulation, parts[home], local=self.rank == home)
+        return VirtualCounter(self._simulation, parts[home], at_home=self.rank == home)
 
     # -- for the runtime ---------------------------------------------------------------------------
 

@@ -93,6 +93,13 @@ class AccumulateWindow:
         """Nothing to do: sums land by themselves."""
         return False
 
+    def restore(self, x: Vector, version: int, mixes: int) -> None:
+        """Set the own vector and its counts; only while nothing is in flight."""
+        own_memory(self._sums, x.numpy().dtype)[: self.dim] = x.numpy()
+        own_memory(self._counts, np.int64)[:2] = version, mixes
+        self._sums.Sync()
+        self._counts.Sync()
+
     async def settled(self) -> None:
         """Nothing to wait for."""
 

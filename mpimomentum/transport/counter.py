@@ -16,6 +16,7 @@ class FetchAddCounter:
         if not 0 <= home < env.size:
             raise ValueError(f"rank {env.rank}: counter home {home} is not in 0…{env.size - 1}")
         self._home = home
+        self.at_home = env.rank == home
         self._window = MPI.Win.Allocate(8 if env.rank == home else 0, 8, comm=env.comm)
         self._k = np.zeros(1, dtype=np.int64)
         self._old = np.zeros(1, dtype=np.int64)

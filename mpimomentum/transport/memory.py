@@ -65,13 +65,10 @@ class Memory:
         self._window.Lock_all(MPI.MODE_NOCHECK)
         env.comm.Barrier()
 
-    def direct(self, rank: int, offset: int, count: int, dtype: torch.dtype) -> Vector | None:
-        """Return `count` elements of `rank`'s segment as a tensor, or None if not addressable."""
-        segment = self._segments.get(rank)
-        if segment is None:
-            return None
+    def direct(self, rank: int, offset: int, count: int, dtype: torch.dtype) -> Vector:
+        """Return `count` elements of an addressable segment as a tensor."""
         nbytes = count * dtype.itemsize
-        return torch.from_numpy(segment[offset : offset + nbytes]).view(dtype)
+        return torch.from_numpy(self._segments[rank][offset : offset + nbytes]).view(dtype)
 
     def words(self, rank: int, offset: int, count: int) -> Words:
         """Return `count` int64 of an addressable segment, for plain loads and stores."""

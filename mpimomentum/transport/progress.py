@@ -1,19 +1,15 @@
-"""Who calls MPI and when: tasks, the one back-off, and the two drivers.
+"""What the communication thread does in turn: coroutines, polls, and the one back-off.
 
-The communication thread owns MPI and drives the coroutines; the main thread computes gradients
-(:class:`ThreadDriver`). For debugging, :class:`InlineDriver` does both in the calling thread
-(``MPIMOMENTUM_DRIVER=inline``); the same tests pass on both.
+A driver (:mod:`mpimomentum.transport.driver`) calls :meth:`Engine.poll` again and again.
 """
 
 from __future__ import annotations
 
-import collections
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mpimomentum.worker import Handle
 
@@ -73,6 +69,19 @@ class Poll(Handle[T]):
             if value is not None:
                 self.resolve(value)
         return self._done
+
+
+class NextPoll(Handle[None]):
+    """Done at the next poll: lets everything else move before the coroutine tries again."""
+
+    __slots__ = ()
+
+    def test(self) -> bool:
+        """Say no once."""
+        if not self._done:
+            self.resolve(None)
+            return False
+        return True
 
 
 class Backoff:
@@ -172,198 +181,3 @@ class Engine:
     def waiting_for(self) -> str:
         """Return what the tasks wait for, in words."""
         return "; ".join(task.waits_for() for task in self.tasks) or "nothing"
-
-
-class Driver(Protocol):
-    """Runs coroutines on the thread that owns MPI, and gradients on the caller's."""
-
-    engine: Engine
-
-    def run(self, coroutine: Coro[T], what: str) -> T:
-        """Run `coroutine` to its end, computing here what it asks for; raise what it raises."""
-
-    def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
-        """Have the thread that called :meth:`run` call `function` (for coroutines)."""
-
-    def abort(self) -> None:
-        """Have the thread that owns MPI end the job."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the thread that owns MPI has failed: nothing can be run any more."""
-
-    def close(self) -> None:
-        """Stop; nothing can be run afterwards."""
-
-
-class InlineDriver:
-    """Everything in the calling thread: for debugging, and the reference in tests."""
-
-    def __init__(
-        self, watch: Callable[[Engine], None], abort: Callable[[], None], backoff: Backoff
-    ) -> None:
-        self.engine = Engine()
-        self._watch = watch
-        self._abort = abort
-        self._backoff = backoff
-        self._jobs: collections.deque[Callable[[], None]] = collections.deque()
-
-    def run(self, coroutine: Coro[T], what: str) -> T:
-        """Run `coroutine` to its end; gradients run when nothing else can move."""
-        task = self.engine.spawn(coroutine, what)
-        while not task.test():
-            if self.engine.poll():
-                self._backoff.reset()
-            elif self._jobs:
-                self._jobs.popleft()()
-            else:
-                self._watch(self.engine)
-                self._backoff.pause(computing=False)
-        return task.result()
-
-    def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
-        """Put `function` off until nothing else can move."""
-        handle: Handle[T] = Handle(what)
-        self._jobs.append(lambda: _carry_out(function, handle))
-        return handle
-
-    def abort(self) -> None:
-        """End the job."""
-        self._abort()
-
-    @property
-    def failed(self) -> bool:
-        """Never: a failure is raised where it happens."""
-        return False
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-class ThreadDriver:
-    """A communication thread beside the caller's: gossip hides behind compute.
-
-    Parameters
-    ----------
-    set_up : callable
-        Called first in the new thread: initialises MPI there.
-    watch : callable
-        Called in that thread whenever nothing moves: the watchdog.
-    abort : callable
-        Ends the job, in that thread.
-    backoff : Backoff
-    """
-
-    def __init__(
-        self,
-        set_up: Callable[[], None],
-        watch: Callable[[Engine], None],
-        abort: Callable[[], None],
-        backoff: Backoff,
-    ) -> None:
-        self.engine = Engine()
-        self._watch = watch
-        self._abort = abort
-        self._backoff = backoff
-        self._submitted: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
-        self._closing = False
-        self._aborting = threading.Event()
-        ready: Handle[None] = Handle("start of the communication thread")
-        started = threading.Event()
-        ready.on_done(started.set)
-        self._thread = threading.Thread(
-            target=self._main, args=(set_up, ready), name="mpimomentum-communication", daemon=True
-        )
-        self._thread.start()
-        started.wait()
-        ready.result()
-
-    def run(self, coroutine: Coro[T], what: str) -> T:
-        """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
-        if self._failure is not None:
-            raise RuntimeError("the communication thread has failed") from self._failure
-        task = Task(coroutine, what)
-        task.on_done(lambda: self._jobs.put(None))
-        self._submitted.put(task)
-        self._backoff.wake.set()
-        while (job := self._jobs.get()) is not None:
-            job()
-        return task.result()
-
-    def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
-        """Hand `function` to the thread that is inside :meth:`run`."""
-        handle: Handle[T] = Handle(what)
-
-        def job() -> None:
-            _carry_out(function, handle)
-            self.engine.gradients_returned += 1
-            self._backoff.wake.set()
-
-        self.engine.gradients_asked += 1
-        self._jobs.put(job)
-        return handle
-
-    def abort(self) -> None:
-        """Ask the communication thread to end the job, and wait for the end."""
-        self._aborting.set()
-        self._backoff.wake.set()
-        self._thread.join()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the communication thread has failed."""
-        return self._failure is not None
-
-    def close(self) -> None:
-        """Stop the thread once its tasks are done, and wait for it."""
-        self._closing = True
-        self._backoff.wake.set()
-        self._thread.join()
-
-    def _main(self, set_up: Callable[[], None], ready: Handle[None]) -> None:
-        try:
-            set_up()
-        except BaseException as error:  # raised again in the caller's thread
-            ready.fail(error)
-            return
-        ready.resolve(None)
-        try:
-            self._loop()
-        except BaseException as error:  # reaches whoever waits in run()
-            self._failure = error
-            for task in (*self.engine.tasks, *_emptied(self._submitted)):
-                task.fail(error)
-            while not (self._closing or self._aborting.is_set()):
-                self._backoff.wake.wait(0.1)  # only this thread may abort
-        if self._aborting.is_set():
-            self._abort()
-
-    def _loop(self) -> None:
-        engine = self.engine
-        while not (self._closing and not engine.tasks) and not self._aborting.is_set():
-            for task in _emptied(self._submitted):
-                engine.last_move_s = time.monotonic()
-                engine.tasks.append(task)
-            if engine.poll():
-                self._backoff.reset()
-            else:
-                self._watch(engine)
-                self._backoff.pause(computing=engine.computing)
-
-
-def _carry_out(function: Callable[[], T], handle: Handle[T]) -> None:
-    try:
-        value = function()
-    except BaseException as error:  # raised again in the coroutine that awaits it
-        handle.fail(error)
-    else:
-        handle.resolve(value)
-
-
-def _emptied(items: queue.SimpleQueue[T]) -> list[T]:
-    found = []
-    while not items.empty():
-        found.append(items.get())
-    return found

@@ -15,16 +15,9 @@ from mpimomentum.transport import environment
 from mpimomentum.transport.accumulate import AccumulateWindow
 from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.counter import FetchAddCounter
+from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
-from mpimomentum.transport.progress import (
-    Backoff,
-    Coro,
-    Driver,
-    Engine,
-    InlineDriver,
-    Task,
-    ThreadDriver,
-)
+from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
 from mpimomentum.transport.watchdog import Watchdog
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Vector

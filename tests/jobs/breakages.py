@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mpimomentum.transport import window as protocol
 from mpimomentum.transport.accumulate import AccumulateWindow
+from mpimomentum.transport.segment import MIXES
 from mpimomentum.transport.window import InboxWindow, Word
 from mpimomentum.worker import Vector
 
@@ -36,7 +36,7 @@ class FreeBeforeApply(InboxWindow):
             return False
         self._free_own(word)
         os.sched_yield()
-        self._apply(self._inbox, protocol._MIXES)
+        self._segment.apply(self._segment.inbox, MIXES)
         return True
 
 

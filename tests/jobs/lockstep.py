@@ -18,6 +18,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.transport import worker as mpi_worker
+from mpimomentum.transport.segment import MIXES
 from mpimomentum.transport.window import InboxWindow, Word
 
 
@@ -57,13 +58,13 @@ class Swap(Meeting):
         return claim if got else None
 
     def _exchange_direct(self, peer: int) -> None:
-        x_peer, inbox_peer = self._peers[peer]
+        x, (x_peer, inbox_peer) = self._segment.x, self._segment.peer(peer)
         self.all_met(1)
-        e = (self._x - x_peer) / 2
+        e = (x - x_peer) / 2
         self.meet()
         self.all_met(2)
-        for piece in self._writing(1):
-            self._x[piece].sub_(e[piece])
+        for piece in self._segment.writing(MIXES):
+            x[piece].sub_(e[piece])
         inbox_peer.copy_(e)
 
 

@@ -5,19 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpimomentum.worker import Handle
+from mpimomentum.transport.progress import NextPoll
 
 pytestmark = pytest.mark.mpi
-
-
-class breath(Handle):  # noqa: N801  # reads as `await breath()`
-    """Not done at first: lets the engine poll once, as any wait does."""
-
-    def test(self):
-        if not self._done:
-            self.resolve(None)
-            return False
-        return True
 
 
 def test_add_lands_where_it_should_and_counts(make_worker, nodes):
@@ -54,7 +44,7 @@ def test_adds_of_one_rank_are_applied_in_order_even_unawaited(make_worker, nodes
             if float(value[0]) != seen[-1]:
                 seen.append(float(value[0]))
                 assert version == len(str(int(value[0])))
-            await breath()
+            await NextPoll()
         await w.quiesce()
         assert all(h.test() for h in pending)
         if w.rank == 0:  # every value seen is a run of ones: never 100 before 10
@@ -78,7 +68,7 @@ def test_get_is_whole_and_has_the_version_it_was_read_at(make_worker, nodes):
             one = torch.ones(dim)
             for _ in range(steps):
                 await window.add(0, one)
-                await breath()
+                await NextPoll()
             await done.fetch_add(1)
         versions = []
         while w.rank and not await done.fetch_add(0):
@@ -103,7 +93,7 @@ def test_an_average_makes_both_ends_equal_and_moves_its_bytes(make_worker, nodes
         await w.start()
         if w.rank == 0:
             while not await window.average(1):
-                await breath()
+                await NextPoll()
             assert w.bytes_sent >= 2 * 1_200_000
         await w.quiesce()
         assert window.read()[0] == window.read()[-1] == (0.5 if w.rank < 2 else w.rank)

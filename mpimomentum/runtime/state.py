@@ -1,0 +1,78 @@
+"""A State as plain values, and back: what a checkpoint will hold.
+
+Both directions are for a moment at which nothing is in flight: before the first step, or after
+``quiesce``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from mpimomentum.worker import Counter, Mailbox, Window
+
+Values = dict[str, Any]
+"""Field name -> Tensor, int, float or list of int; ``x.version``, ``x.mixes`` beside a window x."""
+
+
+async def snapshot(state: Any) -> Values:
+    """Return copies of everything that a rank's State holds.
+
+    Parameters
+    ----------
+    state : dataclass
+        Fields may be Vectors, Windows, Counters, Mailboxes (which must be empty), numbers and
+        lists of numbers.
+
+    Raises
+    ------
+    TypeError
+        Naming a field of any other kind: it would be missing after a restart.
+    """
+    values: Values = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, torch.Tensor):
+            values[field.name] = value.clone()
+        elif isinstance(value, Window):
+            values[field.name] = value.read()
+            values[f"{field.name}.version"] = value.version
+            values[f"{field.name}.mixes"] = value.mixes
+        elif isinstance(value, Counter):
+            values[field.name] = await value.fetch_add(0)
+        elif isinstance(value, (int, float)):
+            values[field.name] = value
+        elif isinstance(value, list):
+            values[field.name] = list(value)
+        elif not isinstance(value, Mailbox):
+            raise TypeError(
+                f"{type(state).__name__}.{field.name} is a {type(value).__name__}, which cannot be "
+                "saved: use a Vector, Window, Counter, Mailbox, number or list of numbers"
+            )
+    return values
+
+
+async def restore(state: Any, values: Values) -> None:
+    """Put `values` of :func:`snapshot` into a freshly made `state`. Collective.
+
+    Raises
+    ------
+    KeyError
+        If a value is missing: the algorithm's State has changed since.
+    """
+    for field in dataclasses.fields(state):
+        current = getattr(state, field.name)
+        if isinstance(current, Mailbox):
+            continue
+        value = values[field.name]
+        if isinstance(current, torch.Tensor):
+            current.copy_(value)
+        elif isinstance(current, Window):
+            current.restore(value, values[f"{field.name}.version"], values[f"{field.name}.mixes"])
+        elif isinstance(current, Counter):
+            if current.at_home:
+                await current.fetch_add(value - await current.fetch_add(0))
+        else:
+            setattr(state, field.name, list(value) if isinstance(value, list) else value)

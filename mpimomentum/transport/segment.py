@@ -1,0 +1,169 @@
+"""The memory of one window: per rank a vector, its inbox, and counters that make reads whole.
+
+Every segment is ``word | version, mixes, writes | chunk sequences | x | inbox``. The word is the
+window's business (MPI atomics only); the rest is written by plain stores: x, counters and
+sequences by their owner, an inbox by whoever holds its word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.memory import Memory, chunks
+from mpimomentum.transport.progress import NextPoll
+from mpimomentum.worker import Vector
+
+VERSION, MIXES, WRITES = range(3)
+"""Counters: adds applied, averages applied, times the vector was written."""
+
+_COUNTERS = 3
+_HEADER = 64  # the word has the first cache line to itself
+_SEQUENCES = 128
+
+
+class _Layout:
+    """Byte offsets inside a segment."""
+
+    def __init__(self, dim: int, dtype: torch.dtype) -> None:
+        self.chunks = list(chunks(dim, dtype.itemsize))
+        self.x = _aligned(_SEQUENCES + 8 * len(self.chunks))
+        self.inbox = _aligned(self.x + dim * dtype.itemsize)
+        self.end = _aligned(self.inbox + dim * dtype.itemsize)
+
+
+class Segment:
+    """The vector and inbox of this rank, and the way to those of the others. Collective to make.
+
+    Parameters
+    ----------
+    env : Environment
+    x0 : Vector, shape (dim,)
+        Copied. ``dim`` may differ by rank.
+
+    Attributes
+    ----------
+    x, inbox : Vector, shape (dim,)
+        Of this rank; views of the window's memory.
+    counters : ndarray, shape (3,), int64
+        VERSION, MIXES and WRITES of this rank.
+    dims : list of int
+        ``dim`` of every rank.
+    memory : Memory
+    """
+
+    def __init__(self, env: Environment, x0: Vector) -> None:
+        self.rank = env.rank
+        self.dtype = x0.dtype
+        self.dims: list[int] = env.comm.allgather(x0.numel())
+        self._layouts = {d: _Layout(d, self.dtype) for d in set(self.dims)}
+        self._chunks = self._layouts[x0.numel()].chunks
+        self.memory = Memory(env, self._layouts[x0.numel()].end)
+        self.counters = self.memory.words(self.rank, _HEADER, _COUNTERS)
+        self._sequences = self.memory.words(self.rank, _SEQUENCES, len(self._chunks))
+        ranks = range(env.size) if self.memory.shared else (env.rank,)
+        self._views = {r: self._view(r) for r in ranks}
+        self.x, self.inbox = self._views[self.rank]
+        self.x.copy_(x0)
+        env.comm.Barrier()
+
+    def peer(self, rank: int) -> tuple[Vector, Vector] | None:
+        """Return x and inbox of `rank` for direct loads and stores; None across nodes."""
+        return self._views.get(rank)
+
+    async def fetch_x(self, rank: int, out: Vector) -> None:
+        """Get the vector of `rank`, as it is; it may mix updates."""
+        await self.memory.get(rank, self._layout(rank).x, out)
+
+    def put_inbox(self, rank: int, v: Vector) -> None:
+        """Put `v` into the inbox of `rank`, whose word this rank holds; complete on return."""
+        view = self.peer(rank)
+        if view is None:
+            self.memory.put(rank, self._layout(rank).inbox, v)
+        else:
+            view[1].copy_(v)
+
+    def writing(self, counter: int, change: int = 1) -> Iterator[slice]:
+        """Yield the chunks of the own x; each one's sequence is odd while it is written.
+
+        At the end `counter` changes, then the number of writes, so that a reader that finds all
+        sequences at twice that number has the counters that belong to them.
+        """
+        for index, piece in enumerate(self._chunks):
+            self._sequences[index] += 1
+            self.memory.fence()
+            yield piece
+            self.memory.fence()
+            self._sequences[index] += 1
+        self.counters[counter] += change
+        self.memory.fence()
+        self.counters[WRITES] += 1
+
+    def apply(self, v: Vector, counter: int) -> None:
+        """Do x += v, chunk by chunk."""
+        for piece in self.writing(counter):
+            self.x[piece].add_(v[piece])
+
+    async def read_whole(self, rank: int) -> tuple[Vector, int]:
+        """Copy the vector of another rank between two of its writes; with its version.
+
+        A seqlock in chunks: only those that its owner wrote meanwhile are read again.
+        """
+        if self.peer(rank) is None:
+            return await self._read_whole_remote(rank)
+        layout = self._layout(rank)
+        counters = self.memory.words(rank, _HEADER, _COUNTERS)
+        sequences = self.memory.words(rank, _SEQUENCES, len(layout.chunks))
+        x, _ = self._views[rank]
+        out = torch.empty(self.dims[rank], dtype=self.dtype)
+        seen = [-1] * len(layout.chunks)
+        while True:
+            now = counters.tolist()
+            self.memory.fence()
+            for index, piece in enumerate(layout.chunks):
+                before = int(sequences[index])
+                if before == seen[index] or before % 2:
+                    continue  # have it, or its owner is writing it
+                self.memory.fence()
+                out[piece].copy_(x[piece])
+                self.memory.fence()
+                seen[index] = before if int(sequences[index]) == before else -1
+            if all(s == 2 * now[WRITES] for s in seen) and now == counters.tolist():
+                return out, now[VERSION]
+            await NextPoll(f"rank {rank} to finish writing")
+
+    async def _read_whole_remote(self, rank: int) -> tuple[Vector, int]:
+        layout = self._layout(rank)
+        skip = (_SEQUENCES - _HEADER) // 8
+        before = torch.empty(skip + len(layout.chunks), dtype=torch.int64)
+        after = torch.empty_like(before)
+        out = torch.empty(self.dims[rank], dtype=self.dtype)
+        while True:
+            await self.memory.get(rank, _HEADER, before)
+            await self.memory.get(rank, layout.x, out)
+            await self.memory.get(rank, _HEADER, after)
+            if torch.equal(before, after) and bool((after[skip:] == 2 * after[WRITES]).all()):
+                return out, int(after[VERSION])
+            await NextPoll(f"rank {rank} to finish writing")
+
+    def close(self) -> None:
+        """Free the memory; collective."""
+        self._views.clear()
+        del self.x, self.inbox, self.counters, self._sequences
+        self.memory.close()
+
+    def _layout(self, rank: int) -> _Layout:
+        return self._layouts[self.dims[rank]]
+
+    def _view(self, rank: int) -> tuple[Vector, Vector]:
+        layout, dim = self._layout(rank), self.dims[rank]
+        return (
+            self.memory.direct(rank, layout.x, dim, self.dtype),
+            self.memory.direct(rank, layout.inbox, dim, self.dtype),
+        )
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // 64) * 64

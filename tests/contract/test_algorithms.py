@@ -1,0 +1,217 @@
+"""One table of algorithms, one list of properties: a new paper adds a row.
+
+Each property is tested on the simulator, on one MPI rank, and inside a world of 4 ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mpimomentum as mm
+from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime.state import restore, snapshot
+
+TABLE = {
+    "allreduce-sgd": mm.AllReduceSGD(lr=0.05, mu=0.5),
+    "d-psgd cta": mm.DPSGD(lr=0.05),
+    "d-psgd atc": mm.DPSGD(lr=0.05, variant="atc"),
+    "ad-psgd lockfree": mm.ADPSGD(lr=0.05, mu=0.5),
+    "ad-psgd reweighted": mm.ADPSGD(lr=0.05, reweight=True),
+    "ad-psgd paired": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired"),
+    "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
+    "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
+    "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
+}
+NEEDS_TWO = {"async-server 2 shards", "async-server dedicated"}
+DIM = 6
+B = torch.linspace(-1, 1, DIM, dtype=torch.float64)
+
+
+def test_every_registered_algorithm_has_a_row() -> None:
+    assert {type(a) for a in TABLE.values()} == set(ALGORITHMS.values())
+
+
+@pytest.fixture(params=TABLE.values(), ids=TABLE)
+def algorithm(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def alike(rank: int, size: int) -> mm.Quadratic:
+    """The same minimum on every rank, at which all gradients vanish."""
+    return mm.Quadratic(b=B, h=torch.linspace(0.5, 2, DIM, dtype=torch.float64))
+
+
+def scattered(rank: int, size: int) -> mm.Quadratic:
+    """A minimum of its own on each rank; noisy gradients."""
+    return mm.Quadratic(b=B + 0.3 * np.cos(rank), noise=0.1, x0=torch.full_like(B, 5.0))
+
+
+class OnSimulator:
+    """Runs on the virtual clock, with jitter."""
+
+    size = 4
+
+    def run(self, algorithm: Any, objective: Any, **options: Any) -> mm.Run:
+        clock = mm.Clock(jitter=0.2, latency_s=0.01)
+        return mm.simulate(algorithm, objective, self.size, clock=clock, **options)
+
+
+class OnMPI:
+    """Runs on real ranks; each gradient takes a while, so that none is done before others begin."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.size = worker.size
+
+    def run(self, algorithm: Any, objective: Any, **options: Any) -> mm.Run:
+        self.worker.topology = mm.topology.build("ring", self.size)
+        return mm.run(algorithm, objective, worker=self.worker, **options)
+
+
+@pytest.fixture(params=["simulator", pytest.param("mpi", marks=pytest.mark.mpi)])
+def runner(request: pytest.FixtureRequest) -> Any:
+    if request.param == "simulator":
+        return OnSimulator()
+    # one worker per driver and test: windows and communicators come and go, as in a program
+    return OnMPI(request.getfixturevalue("make_worker")())
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest) -> str:
+    return "thread"
+
+
+def test_descends(runner: Any, algorithm: Any) -> None:
+    run = runner.run(algorithm, alike, steps=400)
+    assert (run.mean - B).abs().max() < 1e-3
+    assert (run.updates == 400).sum() >= runner.size - 1
+
+
+def test_every_rank_ends_near_consensus(runner: Any, algorithm: Any) -> None:
+    run = runner.run(algorithm, scattered, steps=300)
+    # of the start's distance to the minimum, about 5 a coordinate
+    assert run.consensus_distance < 0.1 * 5 * DIM**0.5
+
+
+def test_records_say_how_stale_every_update_was(runner: Any, algorithm: Any) -> None:
+    run = runner.run(algorithm, alike, steps=50)
+    if getattr(runner, "worker", None) is None or runner.worker.rank == 0:
+        servers = getattr(algorithm, "servers", 1)
+        assert len(run.tau) == run.updates.sum() * servers
+        assert (run.tau >= 0).all()
+        assert (run.tau == 0).all() == algorithm.synchronous
+
+
+def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
+    objective = alike(0, 1)
+    x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
+    for _ in range(steps):
+        m = getattr(algorithm, "mu", 0.0) * m + objective.full_gradient(x)
+        x = x - algorithm.lr * m
+    return x
+
+
+@pytest.mark.parametrize("where", ["simulator", "mpi self"])
+def test_one_worker_is_plain_momentum_sgd(where: str, algorithm: Any, request: Any) -> None:
+    if algorithm in [TABLE[name] for name in NEEDS_TWO]:
+        with pytest.raises(ValueError, match="start more ranks"):
+            mm.simulate(algorithm, alike, 1, steps=1)
+        return
+    if where == "simulator":
+        run = mm.simulate(algorithm, alike, 1, steps=30)
+    else:
+        with request.getfixturevalue("make_worker")() as worker:
+            run = mm.run(algorithm, alike, steps=30, worker=worker)
+    torch.testing.assert_close(run.mean, heavy_ball(algorithm, 30), rtol=1e-12, atol=1e-12)
+
+
+def test_the_same_seed_gives_the_same_run(algorithm: Any) -> None:
+    clock = mm.Clock(jitter=0.3, latency_s=0.05, slow={1: 3})
+    runs = [
+        mm.simulate(algorithm, scattered, 4, duration_s=40, clock=clock, seed=s) for s in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0].x, runs[1].x)
+    assert runs[0].records == runs[1].records
+    assert not torch.equal(runs[0].x, runs[2].x)
+
+
+def test_a_state_survives_the_round_trip(runner: Any, algorithm: Any) -> None:
+    """Saved, put into a fresh State and saved again, it is the same; and not that of the start."""
+    saved: dict[int, Any] = {}
+    again: dict[int, Any] = {}
+
+    class Saving(type(algorithm)):
+        async def finish(self, w: Any, s: Any) -> None:
+            saved[w.rank] = await snapshot(s)
+
+    class Restoring(type(algorithm)):
+        async def finish(self, w: Any, s: Any) -> None:
+            await restore(s, saved[w.rank])
+            await w.quiesce()
+            again[w.rank] = await snapshot(s)
+
+    arguments = dataclasses.asdict(algorithm)
+    runner.run(Saving(**arguments), scattered, steps=20)
+    runner.run(Restoring(**arguments), scattered, steps=0)
+    assert saved
+    for rank, values in saved.items():
+        for name, value in values.items():
+            other = again[rank][name]
+            equal = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+            assert equal, f"rank {rank}: {name}"
+    first = saved[min(saved)]
+    assert any(torch.is_tensor(v) and v.abs().sum() > 0 for v in first.values())
+
+
+def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
+    if not algorithm.synchronous:
+        pytest.skip("an asynchronous run depends on when things happened")
+    saved: dict[int, Any] = {}
+    rngs: dict[int, Any] = {}
+
+    class Saving(type(algorithm)):
+        async def finish(self, w: Any, s: Any) -> None:
+            saved[w.rank] = await snapshot(s)
+            rngs[w.rank] = w.data_rng.bit_generator.state
+
+    class Resuming(type(algorithm)):
+        async def step(self, w: Any, s: Any) -> None:
+            if w.step == 0:
+                await restore(s, saved[w.rank])
+                w.data_rng.bit_generator.state = rngs[w.rank]
+            await super().step(w, s)
+
+    arguments = dataclasses.asdict(algorithm)
+    whole = mm.simulate(algorithm, scattered, 4, steps=30)
+    mm.simulate(Saving(**arguments), scattered, 4, steps=20)
+    resumed = mm.simulate(Resuming(**arguments), scattered, 4, steps=10)
+    assert torch.equal(whole.x, resumed.x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mm.ADPSGD(lr=-1), "lr=-1"),
+        (lambda: mm.ADPSGD(lr=float("nan")), "lr=nan"),
+        (lambda: mm.AllReduceSGD(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
+        (lambda: mm.DPSGD(lr=0.1, variant="act"), "choose one of 'cta', 'atc'"),
+        (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
+        (lambda: mm.simulate(mm.DPSGD(lr=0.1), alike, 4, topology="star", steps=1), None),
+        (lambda: mm.simulate(mm.ADPSGD(lr=0.1, variant="paired"), alike, 3, steps=1), "bipartite"),
+        (lambda: mm.simulate(mm.ADPSGD, alike, 3, steps=1), "an algorithm object is needed"),
+        (lambda: mm.simulate(mm.ADPSGD(lr=0.1), alike, 3), "either steps or duration_s"),
+        (lambda: mm.simulate(mm.ADPSGD(lr=0.1), alike, 3, steps=1, duration_s=1), "either steps"),
+        (lambda: mm.simulate(mm.ADPSGD(lr=0.1), alike, 3, duration_s=-1), "positive and finite"),
+    ],
+)
+def test_wrong_use_is_refused_before_the_start(make: Any, message: str | None) -> None:
+    if message is None:
+        make()  # Metropolis weights on a star are fine
+        return
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
