@@ -81,3 +81,23 @@ def test_at_equal_speeds_there_is_no_bias():
     for reweight in (False, True):
         x, _ = mean_over_time(mm.ADPSGD(lr=0.01, reweight=reweight), (4, 0, 0, 0), {})
         assert x == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("slow", [{}, {0: 10.0}])
+def test_reweighting_does_not_change_the_speed_of_learning(slow):
+    """The weights 1/(n p_i) average to 1 over all updates."""
+    duration_s = 300.0
+
+    def distance(reweight):
+        def f(rank, size):
+            return mm.Quadratic(b=torch.ones(1))
+
+        algorithm = mm.ADPSGD(lr=0.004, reweight=reweight)
+        clock = mm.Clock(slow=slow)
+        run = mm.simulate(algorithm, f, 4, duration_s=duration_s, topology="complete", clock=clock)
+        return float(1 - run.mean)
+
+    rate = sum(1 / slow.get(r, 1.0) for r in range(4)) / 4
+    law = np.exp(-0.004 * rate * duration_s)
+    assert distance(False) == pytest.approx(law, rel=0.02)
+    assert distance(True) == pytest.approx(law, rel=0.04)
