@@ -58,6 +58,11 @@ class Handle(Generic[T]):
         """Poll: True once done. Never blocks; a subclass may make progress here."""
         return self._done
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is done with an error."""
+        return self._error is not None
+
     def result(self) -> T:
         """Return the value, or raise the error, of a handle that is done."""
         if not self._done:

@@ -38,6 +38,7 @@ class State:
     """What one rank keeps."""
 
     x: Window  # (d,) this rank's iterate, which others average with
+    x_hat: Vector  # (d,) the model that the gradient is taken at; then the update, as a buffer
     m: Vector  # (d,) local momentum
     updates: Counter  # gradient updates of all workers
     requests: Mailbox  # models from active workers (paired)
@@ -82,6 +83,7 @@ class ADPSGD:
         """Start at x0 without momentum."""
         return State(
             x=w.window("x", x0),
+            x_hat=x0.clone(),
             m=torch.zeros_like(x0),
             updates=w.counter("updates"),
             requests=w.mailbox("requests"),
@@ -91,8 +93,9 @@ class ADPSGD:
     async def step(self, w: Worker, s: State) -> None:
         """Gossip while the gradient at the old model is computed, then apply it to the new one."""
         began = await s.updates.fetch_add(0)
-        x_hat, mixes = s.x.read(), s.x.mixes + s.exchanges
-        gradient = w.gradient(x_hat, w.sample())
+        s.x.read(out=s.x_hat)
+        mixes = s.x.mixes + s.exchanges
+        gradient = w.gradient(s.x_hat, w.sample())
         if self.variant == "lockfree":
             peer = await self._average_with_someone(w, s)
         else:
@@ -100,7 +103,7 @@ class ADPSGD:
         s.m.mul_(self.mu).add_(await gradient)
         ticket = await s.updates.fetch_add(1)
         scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0
-        await s.x.add(w.rank, s.m * (-scale * w.lr))
+        await s.x.add(w.rank, torch.mul(s.m, -scale * w.lr, out=s.x_hat))
         w.record(tau=ticket - began, mixes=s.x.mixes + s.exchanges - mixes, peer=peer)
 
     async def serve(self, w: Worker, s: State) -> None:

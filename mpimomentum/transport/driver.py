@@ -129,6 +129,7 @@ class ThreadDriver:
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
         if self._failure is not None:
+            coroutine.close()
             raise RuntimeError("the communication thread has failed") from self._failure
         task = Task(coroutine, what)
         task.on_done(lambda: self._jobs.put(None))

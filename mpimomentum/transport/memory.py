@@ -18,8 +18,8 @@ from mpimomentum.transport.mpi import MPI, as_bytes, own_memory
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Vector
 
-CHUNK_BYTES = 1 << 20
-"""Payloads are worked on in pieces of this size, an L2 cache: 256K floats."""
+CHUNK_BYTES = 1 << 18
+"""Payloads are worked on in pieces of this size, three of which fit into an L2 cache."""
 
 _MAX_RMA_BYTES = 1 << 30  # MPI counts are 32-bit in Open MPI
 
@@ -59,6 +59,12 @@ class Memory:
             self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)
             self._segments = {env.rank: own_memory(self._window)}
         self._segments[env.rank][:] = 0
+        model = self._window.Get_attr(MPI.WIN_MODEL)
+        if model != MPI.WIN_UNIFIED:
+            raise RuntimeError(
+                f"rank {env.rank}: this MPI offers windows of memory model {model} only; plain "
+                "loads and stores beside MPI atomics need the unified one (docs/protocol.md)"
+            )
         self._compare = np.empty(1, dtype=np.int64)
         self._new = np.empty(1, dtype=np.int64)
         self._old = np.empty(1, dtype=np.int64)

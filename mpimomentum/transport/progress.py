@@ -18,7 +18,7 @@ Coro = Coroutine[Any, Any, T]
 
 
 class Task(Handle[T]):
-    """A coroutine under way; :meth:`test` carries it as far as it can go without waiting."""
+    """A coroutine under way; :meth:`test` carries it on to the next thing it must wait for."""
 
     __slots__ = ("_coroutine", "_waiting", "background", "moves")
 
@@ -31,8 +31,8 @@ class Task(Handle[T]):
 
     def test(self) -> bool:
         """Advance; True once the coroutine has returned or raised."""
-        while not self._done and (self._waiting is None or self._waiting.test()):
-            self.moves += 1
+        if not self._done and (self._waiting is None or self._waiting.test()):
+            self.moves += 1  # what it awaits next was polled just now, inside __await__
             try:
                 self._waiting = self._coroutine.send(None)
             except StopIteration as stop:
@@ -85,15 +85,15 @@ class NextPoll(Handle[None]):
 
 
 class Backoff:
-    """The one way to wait: a few polls in a row, then a nap that an event can cut short.
+    """The one way to wait: a few polls in a row, then naps that an event can cut short.
 
     Parameters
     ----------
     nap_s : float
-        Seconds between polls once nothing has moved for `spins` polls.
+        Seconds between polls once nothing has moved for a while. While a gradient is computed,
+        whose core and GIL every poll takes from it, naps grow to five times that.
     spins : int
-        Polls that only yield the core; none while a gradient is computed, whose core and GIL they
-        would take.
+        Polls that only yield the core before the first nap; none while a gradient is computed.
     """
 
     def __init__(self, nap_s: float = 200e-6, spins: int = 20) -> None:
@@ -109,7 +109,9 @@ class Backoff:
     def pause(self, *, computing: bool) -> None:
         """Nothing moved: yield, or nap until `wake` is set."""
         self._idle += 1
-        if self._idle <= self.spins and not computing:
+        if computing:
+            self.wake.wait(self.nap_s * min(self._idle, 5))
+        elif self._idle <= self.spins:
             os.sched_yield()
         else:
             self.wake.wait(self.nap_s)
@@ -140,7 +142,7 @@ class Engine:
         awaits the task.
         """
         task = Task(coroutine, what, background=True)
-        if not task.test():
+        if not task.test() or task.failed:
             self.tasks.append(task)
         return task
 

@@ -101,10 +101,10 @@ class Segment:
         self.memory.fence()
         self.counters[WRITES] += 1
 
-    def apply(self, v: Vector, counter: int) -> None:
-        """Do x += v, chunk by chunk."""
-        for piece in self.writing(counter):
-            self.x[piece].add_(v[piece])
+    def apply(self, v: Vector, counter: int, alpha: float = 1.0, change: int = 1) -> None:
+        """Do x += alpha v, chunk by chunk."""
+        for piece in self.writing(counter, change):
+            self.x[piece].add_(v[piece], alpha=alpha)
 
     async def read_whole(self, rank: int) -> tuple[Vector, int]:
         """Copy the vector of another rank between two of its writes; with its version.

@@ -79,6 +79,7 @@ class InboxWindow:
         self._scratch: Vector | None = None
         self._generation = 0
         self._last_add: dict[int, Handle[None]] = {}
+        self._averaging: Handle[bool] = Handle.completed(False)
         engine.pollers.append(self.drain)
 
     @property
@@ -104,8 +105,10 @@ class InboxWindow:
         if state not in (Word.FULL_AVERAGE, Word.FULL_ADD):
             return False
         self._memory.fence()  # acquire: the payload was written before the word
-        counter = MIXES if state == Word.FULL_AVERAGE else VERSION
-        self._segment.apply(self._segment.inbox, counter)
+        if state == Word.FULL_AVERAGE:  # the inbox holds x_i - x_j, of which each end gets half
+            self._segment.apply(self._segment.inbox, MIXES, alpha=0.5)
+        else:
+            self._segment.apply(self._segment.inbox, VERSION)
         self._memory.fence()  # apply before free
         self._free_own(word)
         return True
@@ -150,9 +153,10 @@ class InboxWindow:
         if self._segment.peer(rank) is not None:
             self._exchange_direct(rank)
             return Handle.completed(self._publish_average(rank, claim))
-        return self._engine.spawn(
+        self._averaging = self._engine.spawn(
             self._average_remote(rank, claim), f"an average of window {self.name!r} with {rank}"
         )
+        return self._averaging
 
     def restore(self, x: Vector, version: int, mixes: int) -> None:
         """Set the own vector and its counts; only while nothing is in flight."""
@@ -163,7 +167,8 @@ class InboxWindow:
         self._segment.counters[MIXES] = mixes
 
     async def settled(self) -> None:
-        """Wait until every add begun here has been applied."""
+        """Wait until every add begun here has been applied, and every average published."""
+        await self._averaging
         adding: Handle[None]
         for adding in tuple(self._last_add.values()):
             await adding
@@ -210,36 +215,32 @@ class InboxWindow:
     # -- averaging -----------------------------------------------------------------------------
 
     def _exchange_direct(self, peer: int) -> None:
-        """x_i -= e, inbox_j = e with e = (x_i - x_j)/2, chunk by chunk while it is in cache."""
+        """inbox_j = x_i - x_j, x_i -= inbox_j/2, chunk by chunk while it is in cache."""
         views = self._segment.peer(peer)
         assert views is not None
         x, (x_peer, inbox_peer) = self._segment.x, views
         self._memory.fence()  # acquire x_j as it was when its owner was claimed
         for piece in self._segment.writing(MIXES):
-            e = inbox_peer[piece]
-            torch.sub(x[piece], x_peer[piece], out=e)
-            e.mul_(0.5)
-            x[piece].sub_(e)
+            torch.sub(x[piece], x_peer[piece], out=inbox_peer[piece])
+            x[piece].sub_(inbox_peer[piece], alpha=0.5)
 
     async def _average_remote(self, peer: int, claim: int) -> bool:
         if self._scratch is None:
             self._scratch = torch.empty_like(self._segment.x)
-        x, e = self._segment.x, self._scratch
-        await self._segment.fetch_x(peer, e)
+        x, difference = self._segment.x, self._scratch
+        await self._segment.fetch_x(peer, difference)
         for piece in self._segment.writing(MIXES):
-            torch.sub(x[piece], e[piece], out=e[piece])
-            e[piece].mul_(0.5)
-            x[piece].sub_(e[piece])
-        self._segment.put_inbox(peer, e)
+            torch.sub(x[piece], difference[piece], out=difference[piece])
+            x[piece].sub_(difference[piece], alpha=0.5)
+        self._segment.put_inbox(peer, difference)
         return self._publish_average(peer, claim)
 
     def _undo(self, peer: int) -> None:
         """Take back an exchange that was not published; the payload's buffer is ours still."""
         views = self._segment.peer(peer)
-        e = self._scratch if views is None else views[1]
-        assert e is not None
-        for piece in self._segment.writing(MIXES, -1):
-            self._segment.x[piece].add_(e[piece])
+        difference = self._scratch if views is None else views[1]
+        assert difference is not None
+        self._segment.apply(difference, MIXES, alpha=0.5, change=-1)
 
     # -- adding --------------------------------------------------------------------------------
 

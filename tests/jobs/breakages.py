@@ -36,7 +36,7 @@ class FreeBeforeApply(InboxWindow):
             return False
         self._free_own(word)
         os.sched_yield()
-        self._segment.apply(self._segment.inbox, MIXES)
+        self._segment.apply(self._segment.inbox, MIXES, alpha=0.5)
         return True
 
 

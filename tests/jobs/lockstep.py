@@ -60,12 +60,12 @@ class Swap(Meeting):
     def _exchange_direct(self, peer: int) -> None:
         x, (x_peer, inbox_peer) = self._segment.x, self._segment.peer(peer)
         self.all_met(1)
-        e = (x - x_peer) / 2
+        difference = x - x_peer
         self.meet()
         self.all_met(2)
         for piece in self._segment.writing(MIXES):
-            x[piece].sub_(e[piece])
-        inbox_peer.copy_(e)
+            x[piece].sub_(difference[piece], alpha=0.5)
+        inbox_peer.copy_(difference)
 
 
 async def lockstep(w: mpi_worker.MPIWorker, rounds: int) -> dict[str, float]:
