@@ -11,7 +11,8 @@ Each worker, with no barrier::
 ``lockfree``: one-sided, through windows that conserve the sum; a busy peer is passed over.
 
 The staleness tau of an update is the paper's: updates made by *all* workers between the read of
-x_hat and its use, counted by a shared ticket counter. Its mean is n - 1 at any speeds.
+x_hat and its use, counted by a shared ticket counter. Its mean is n - 1 at any speeds, while
+all workers work.
 
 Deviation: the paper has no momentum (mu = 0). ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
 worker's share of all updates so far: without it fast workers' data count more.
@@ -29,7 +30,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from mpimomentum.algorithms.checks import momentum, one_of, positive
+from mpimomentum.algorithms.checks import momentum, not_negative, one_of
 from mpimomentum.worker import Counter, Mailbox, Requires, Vector, Window, Worker
 
 
@@ -70,7 +71,7 @@ class ADPSGD:
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
+        not_negative("lr", self.lr)
         momentum("mu", self.mu)
         one_of("variant", self.variant, ("lockfree", "paired"))
 

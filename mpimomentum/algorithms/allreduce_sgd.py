@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from mpimomentum.algorithms.checks import momentum, positive
+from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -52,7 +52,7 @@ class AllReduceSGD:
     requires: ClassVar[Requires] = "none"
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
+        not_negative("lr", self.lr)
         momentum("mu", self.mu)
 
     def init(self, w: Worker, x0: Vector) -> State:

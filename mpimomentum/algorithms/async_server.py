@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import torch
 
-from mpimomentum.algorithms.checks import momentum, positive
+from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.worker import Mailbox, Requires, Vector, Window, Worker
 
 
@@ -64,7 +64,7 @@ class AsyncServer:
     requires: ClassVar[Requires] = "none"
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
+        not_negative("lr", self.lr)
         momentum("mu", self.mu)
         if self.servers < 1:
             raise ValueError(f"servers={self.servers}: at least one rank must serve")

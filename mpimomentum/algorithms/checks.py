@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def positive(name: str, value: float) -> None:
-    """Refuse a step size, or the like, that is not a finite number above 0."""
+def not_negative(name: str, value: float) -> None:
+    """Refuse a step size, or the like, that is negative or not finite; 0 tests gossip alone."""
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}={value!r} must be finite and not negative")
 

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from mpimomentum.algorithms.checks import one_of, positive
+from mpimomentum.algorithms.checks import not_negative, one_of
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -52,7 +52,7 @@ class DPSGD:
     requires: ClassVar[Requires] = "doubly_stochastic"
 
     def __post_init__(self) -> None:
-        positive("lr", self.lr)
+        not_negative("lr", self.lr)
         one_of("variant", self.variant, ("cta", "atc"))
 
     def init(self, w: Worker, x0: Vector) -> State:
