@@ -15,6 +15,8 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 ``mpirun`` or ``srun`` starts.
 """
 
+import os
+
 from mpimomentum import topology
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
 from mpimomentum.runtime.init import init
@@ -36,3 +38,7 @@ __all__ = [
     "simulate",
     "topology",
 ]
+
+# Vectors of tens of megabytes come and go every step; in pages of 4 KB each one costs thousands of
+# page faults. torch reads this before its first large allocation; a value set by the user stays.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -45,12 +45,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         text = f"{report.nodeid} failed in its {report.when}\n{report.longreprtext}"
         from mpi4py import MPI
 
-        from mpimomentum.transport.environment import report as say
+        from mpimomentum.transport import environment
 
-        say(RANK, text)
+        environment.report(RANK, text)
 
         if MPI.COMM_WORLD.size > 1:
-            MPI.COMM_WORLD.Abort(1)
+            environment.abort()
 
 
 @pytest.fixture(params=["thread", "inline"])

@@ -15,7 +15,8 @@ x_hat and its use, counted by a shared ticket counter. Its mean is n - 1 at any 
 all workers work.
 
 Deviation: the paper has no momentum (mu = 0). ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
-worker's share of all updates so far: without it fast workers' data count more.
+worker's share of all updates so far: without it fast workers' data count more. A worker s times
+slower than the mean takes steps s times as long: s lr must be small enough.
 
 References
 ----------
@@ -103,7 +104,7 @@ class ADPSGD:
             peer = await self._exchange(w, s)
         s.m.mul_(self.mu).add_(await gradient)
         ticket = await s.updates.fetch_add(1)
-        scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0
+        scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0  # 1/(n p_i)
         await s.x.add(w.rank, torch.mul(s.m, -scale * w.lr, out=s.x_hat))
         w.record(tau=ticket - began, mixes=s.x.mixes + s.exchanges - mixes, peer=peer)
 

@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Environment:
 
     def abort(self, code: int = 1) -> None:
         """End the whole job. For the communication thread; does not return."""
-        MPI.COMM_WORLD.Abort(code)
+        abort(code)
 
 
 def start() -> Environment:
@@ -156,6 +157,15 @@ def _node_of_each_rank(comm: MPI.Intracomm) -> list[int]:
 def _finalize() -> None:
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.Finalize()
+
+
+def abort(code: int = 1) -> None:
+    """End the whole job, once the launcher has had the time to pass on what was printed.
+
+    Launchers drop what they have not read yet when a job aborts, and nothing says that they have.
+    """
+    time.sleep(0.3)
+    MPI.COMM_WORLD.Abort(code)
 
 
 def report(rank: int, text: str) -> None:

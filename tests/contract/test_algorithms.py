@@ -14,6 +14,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.state import restore, snapshot
 
 TABLE = {
@@ -69,8 +70,10 @@ class OnMPI:
         self.size = worker.size
 
     def run(self, algorithm: Any, objective: Any, **options: Any) -> mm.Run:
-        self.worker.topology = mm.topology.build("ring", self.size)
-        return mm.run(algorithm, objective, worker=self.worker, **options)
+        def slower(rank: int, size: int) -> Any:
+            return paced(objective(rank, size), rank, compute_s=0.0005)
+
+        return mm.run(algorithm, slower, worker=self.worker, **options)
 
 
 @pytest.fixture(params=["simulator", pytest.param("mpi", marks=pytest.mark.mpi)])

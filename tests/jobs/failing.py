@@ -20,6 +20,10 @@ import torch
 import mpimomentum as mm
 
 
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # in one piece: ranks share the output
+
+
 def fail(what: str) -> None:
     Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
     raise ArithmeticError(f"the {what} of this rank is broken")
@@ -62,7 +66,7 @@ def poller() -> bool:
 
 def main(how: str) -> None:
     w = mm.init(topology="ring")
-    print("pid", w.rank, os.getpid(), flush=True)
+    say(f"pid {w.rank} {os.getpid()}")
     kind = Broken if how == "objective" and w.rank == 1 else mm.Quadratic
     algorithm = {"coroutine": BrokenStep, "stuck": Stuck}.get(how, mm.ADPSGD)(lr=0.1)
 
@@ -71,7 +75,7 @@ def main(how: str) -> None:
 
     def observe(worker: object, state: object) -> None:
         if w.step == 10:
-            print("training", w.rank, flush=True)
+            say(f"training {w.rank}")
             if how == "poller" and w.rank == 1:
                 w._driver.engine.pollers.append(poller)
 
