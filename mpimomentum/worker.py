@@ -40,6 +40,9 @@ class Handle(Generic[T]):
 
     __slots__ = ("_callback", "_done", "_error", "_value", "what")
 
+    may_never_come: ClassVar[bool] = False
+    """Whether a run may end while somebody waits for this: the next message of a mailbox."""
+
     def __init__(self, what: str = "an operation") -> None:
         self.what = what
         self._done = False
@@ -56,6 +59,11 @@ class Handle(Generic[T]):
 
     def test(self) -> bool:
         """Poll: True once done. Never blocks; a subclass may make progress here."""
+        return self._done
+
+    @property
+    def done(self) -> bool:
+        """Whether it was done when last polled."""
         return self._done
 
     @property

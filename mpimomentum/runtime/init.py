@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from typing import TYPE_CHECKING
 
@@ -43,15 +42,13 @@ def init(topology: TopologyLike = "ring", seed: int = 0) -> MPIWorker:
     """
     from mpimomentum.transport import MPIWorker  # the simulator needs no MPI library
 
-    worker = MPIWorker(
+    return MPIWorker(
         lambda size: topologies.build(topology, size),
         seed,
         driver=os.environ.get("MPIMOMENTUM_DRIVER", "thread"),
         timeout_s=_seconds("MPIMOMENTUM_TIMEOUT_S", 300.0),
         backoff_s=_seconds("MPIMOMENTUM_BACKOFF_S", 200e-6),
     )
-    atexit.register(worker.close)
-    return worker
 
 
 def _seconds(variable: str, default: float) -> float:

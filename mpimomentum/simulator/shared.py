@@ -181,7 +181,7 @@ class VirtualMailbox:
 
     def recv(self) -> Handle[tuple[int, int, Vector]]:
         """Receive the next message."""
-        handle: Handle[tuple[int, int, Vector]] = Handle(f"a message in mailbox {self.name!r}")
+        handle = _NextMessage(f"a message in mailbox {self.name!r}")
         self._waiting.append(handle)
         self._match()
         return handle
@@ -192,8 +192,16 @@ class VirtualMailbox:
 
     def _match(self) -> None:
         while self._here and self._waiting:
-            self._waiting.popleft().resolve(self._here.popleft())
-            self._simulation.arrived()
+            handle = self._waiting.popleft()
+            if not handle.done:  # else nobody waits any more
+                handle.resolve(self._here.popleft())
+                self._simulation.arrived()
+
+
+class _NextMessage(Handle[tuple[int, int, Vector]]):
+    __slots__ = ()
+
+    may_never_come = True
 
 
 class VirtualCounter:

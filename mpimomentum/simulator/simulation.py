@@ -30,7 +30,8 @@ class Process:
     Notes
     -----
     An error is handed to `failed`, not raised: SimPy would raise a copy of it, made from its
-    arguments alone.
+    arguments alone. `busy` is told when the coroutine begins to wait for nothing but a message that
+    may never come (False), and when it goes on (True).
     """
 
     def __init__(
@@ -38,8 +39,12 @@ class Process:
         kernel: simpy.Environment,
         coroutine: Coroutine[Any, Any, Any],
         failed: Callable[[BaseException], None],
+        busy: Callable[[bool], None],
     ) -> None:
         self.waits_for = ""
+        self._busy = busy
+        self._is_busy = False
+        self._handle: Handle[Any] | None = None
         self._kernel = kernel
         self._coroutine = coroutine
         self._failed = failed
@@ -50,20 +55,31 @@ class Process:
         """Stop the coroutine at its ``await``."""
         self._cancelled = True
         self._coroutine.close()
+        self._set_busy(False)
+        if self._handle is not None and self._handle.may_never_come and not self._handle.done:
+            self._handle.resolve(None)  # it must not swallow the message that others wait for
+
+    def _set_busy(self, value: bool) -> None:
+        if value != self._is_busy:
+            self._is_busy = value
+            self._busy(value)
 
     def _drive(self) -> Generator[simpy.Event, None, None]:
         while not self._cancelled:
+            self._set_busy(True)
             try:
-                handle: Handle[Any] = self._coroutine.send(None)
+                self._handle = handle = self._coroutine.send(None)
             except StopIteration:
                 self.waits_for = ""
+                self._set_busy(False)
                 return
             except BaseException as error:  # raised again by Simulation.run
                 self._failed(error)
                 return
             self.waits_for = handle.what
+            self._set_busy(not handle.may_never_come)
             done = self._kernel.event()
-            handle.on_done(lambda done=done: done.succeed())  # type: ignore[misc]
+            handle.on_done(lambda done=done: done.succeed())
             yield done
 
 
@@ -136,15 +152,26 @@ class Simulation:
                 f"{'; '.join(who)}{more}"
             )
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str = "") -> Process:
-        """Run a coroutine beside the others; what it raises ends the run."""
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, Any], what: str = "", *, service: bool = False
+    ) -> Process:
+        """Run a coroutine beside the others; what it raises ends the run.
+
+        The run does not end before a `service` waits for nothing but its next message.
+        """
 
         def failed(error: BaseException) -> None:
             if what:
                 error.add_note(f"on the virtual clock: {what}, at {self.now_s:g} s")
             self._failure = self._failure or error
 
-        return Process(self._kernel, coroutine, failed)
+        def busy(value: bool) -> None:
+            if value:
+                self.departed()
+            else:
+                self.arrived()
+
+        return Process(self._kernel, coroutine, failed, busy if service else _ignore)
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `time_s`, after what is already due then."""
@@ -233,3 +260,7 @@ class Simulation:
             quiescing, self._quiescing = self._quiescing, []
             for handle in quiescing:
                 handle.resolve(None)
+
+
+def _ignore(value: bool) -> None:
+    pass

@@ -177,7 +177,7 @@ class VirtualWorker(BaseWorker):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:
         """Run beside the current coroutine."""
-        return self._simulation.spawn(coroutine, what)
+        return self._simulation.spawn(coroutine, what, service=True)
 
     def cancel(self, process: Process) -> None:
         """Stop what :meth:`spawn` started."""

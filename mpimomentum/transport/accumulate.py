@@ -100,9 +100,6 @@ class AccumulateWindow:
         self._sums.Sync()
         self._counts.Sync()
 
-    async def settled(self) -> None:
-        """Nothing to wait for."""
-
     def close(self) -> None:
         """Free the memory; collective."""
         for window in (self._sums, self._counts):
@@ -128,7 +125,7 @@ class AccumulateWindow:
         self.bytes_moved += 0 if rank == self.rank else source.nbytes
 
     def _count(self, which: int, rank: int, k: int) -> int:
-        old = np.empty(1, dtype=np.int64)
-        self._counts.Fetch_and_op(np.array([k]), old, rank, which, MPI.SUM)
+        added, old = np.array([k]), np.empty(1, dtype=np.int64)  # MPI's until the flush
+        self._counts.Fetch_and_op(added, old, rank, which, MPI.SUM)
         self._counts.Flush(rank)
         return int(old[0])

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
+from mpimomentum.transport.progress import BEATS, Backoff, Coro, Engine, Task
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")
@@ -24,6 +24,8 @@ class Driver(Protocol):
     """Runs coroutines on the thread that owns MPI, and gradients on the caller's."""
 
     engine: Engine
+    failure: BaseException | None
+    """What ended the thread that owns MPI, or interrupted a run: nothing can be run any more."""
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` to its end, computing here what it asks for; raise what it raises."""
@@ -34,53 +36,76 @@ class Driver(Protocol):
     def abort(self) -> None:
         """Have the thread that owns MPI end the job."""
 
-    @property
-    def failed(self) -> bool:
-        """Whether the thread that owns MPI has failed: nothing can be run any more."""
-
     def close(self) -> None:
         """Stop; nothing can be run afterwards."""
 
 
 class InlineDriver:
-    """Everything in the calling thread: for debugging, and the reference in tests."""
+    """Everything in the calling thread: for debugging, and the reference in tests.
+
+    Parameters
+    ----------
+    engine : Engine
+    watch : callable
+        Called whenever nothing moves: the watchdog.
+    abort : callable
+        Ends the job.
+    backoff : Backoff
+    """
 
     def __init__(
-        self, watch: Callable[[Engine], None], abort: Callable[[], None], backoff: Backoff
+        self,
+        engine: Engine,
+        watch: Callable[[], None],
+        abort: Callable[[], None],
+        backoff: Backoff,
     ) -> None:
-        self.engine = Engine()
+        self.engine = engine
         self._watch = watch
         self._abort = abort
         self._backoff = backoff
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self.failure: BaseException | None = None
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` to its end; gradients run when nothing else can move."""
-        task = self.engine.spawn(coroutine, what)
-        while not task.test():
-            if self.engine.poll():
-                self._backoff.reset()
-            elif self._jobs:
-                self._jobs.popleft()()
-            else:
-                self._watch(self.engine)
-                self._backoff.pause(computing=False)
+        _refuse_after(self.failure, coroutine)
+        task = Task(coroutine, what)
+        self.engine.begin(task)
+        try:
+            while not task.test():
+                if self.engine.poll():
+                    self._backoff.reset()
+                elif self._jobs:
+                    self._jobs.popleft()()
+                else:
+                    self._watch()
+                    self._backoff.pause(computing=False)
+        except BaseException as error:
+            self.failure = error
+            self.engine.fail_all(error)
+            raise
+        self.engine.forget(task)
         return task.result()
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Put `function` off until nothing else can move."""
         handle: Handle[T] = Handle(what)
-        self._jobs.append(lambda: _carry_out(function, handle))
+
+        def job() -> None:
+            self.engine.gradients_asked += 1
+            self.engine.vitals[BEATS] = -1  # nobody here counts meanwhile
+            _carry_out(function, handle)
+            self.engine.vitals[BEATS] = 0
+            self.engine.gradients_returned += 1
+            self.engine.last_move_s = time.monotonic()
+
+        self._jobs.append(job)
         return handle
 
     def abort(self) -> None:
         """End the job."""
         self._abort()
-
-    @property
-    def failed(self) -> bool:
-        """Never: a failure is raised where it happens."""
-        return False
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -91,31 +116,33 @@ class ThreadDriver:
 
     Parameters
     ----------
+    engine : Engine
     set_up : callable
         Called first in the new thread: initialises MPI there.
     watch : callable
         Called in that thread whenever nothing moves: the watchdog.
     abort : callable
-        Ends the job, in that thread.
+        Ends the job, in that thread while it lives.
     backoff : Backoff
     """
 
     def __init__(
         self,
+        engine: Engine,
         set_up: Callable[[], None],
-        watch: Callable[[Engine], None],
+        watch: Callable[[], None],
         abort: Callable[[], None],
         backoff: Backoff,
     ) -> None:
-        self.engine = Engine()
+        self.engine = engine
         self._watch = watch
         self._abort = abort
         self._backoff = backoff
         self._submitted: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | Task[Any]] = queue.SimpleQueue()
+        self.failure: BaseException | None = None
         self._closing = False
-        self._aborting = threading.Event()
+        self._aborting = False
         ready: Handle[None] = Handle("start of the communication thread")
         started = threading.Event()
         ready.on_done(started.set)
@@ -128,15 +155,18 @@ class ThreadDriver:
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
-        if self._failure is not None:
-            coroutine.close()
-            raise RuntimeError("the communication thread has failed") from self._failure
+        _refuse_after(self.failure, coroutine)
         task = Task(coroutine, what)
-        task.on_done(lambda: self._jobs.put(None))
+        task.on_done(lambda: self._jobs.put(task))
         self._submitted.put(task)
         self._backoff.wake.set()
-        while (job := self._jobs.get()) is not None:
-            job()
+        try:
+            while (job := self._jobs.get()) is not task:
+                if not isinstance(job, Task):
+                    job()
+        except BaseException as error:  # Ctrl-C: the coroutine is still under way over there
+            self.failure = error
+            raise
         return task.result()
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
@@ -144,24 +174,22 @@ class ThreadDriver:
         handle: Handle[T] = Handle(what)
 
         def job() -> None:
-            _carry_out(function, handle)
-            self.engine.gradients_returned += 1
-            self._backoff.wake.set()
+            try:
+                _carry_out(function, handle)
+            finally:
+                self.engine.gradients_returned += 1
+                self._backoff.wake.set()
 
         self.engine.gradients_asked += 1
         self._jobs.put(job)
         return handle
 
     def abort(self) -> None:
-        """Ask the communication thread to end the job, and wait for the end."""
-        self._aborting.set()
+        """Have the communication thread end the job, and wait for the end."""
+        self._aborting = True
         self._backoff.wake.set()
         self._thread.join()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the communication thread has failed."""
-        return self._failure is not None
+        self._abort()  # reached only if the thread had ended before: nobody else calls MPI then
 
     def close(self) -> None:
         """Stop the thread once its tasks are done, and wait for it."""
@@ -178,26 +206,40 @@ class ThreadDriver:
         ready.resolve(None)
         try:
             self._loop()
-        except BaseException as error:  # reaches whoever waits in run()
-            self._failure = error
-            for task in (*self.engine.tasks, *_emptied(self._submitted)):
-                task.fail(error)
-            while not (self._closing or self._aborting.is_set()):
-                self._backoff.wake.wait(0.1)  # only this thread may abort
-        if self._aborting.is_set():
+        except BaseException as error:  # reaches whoever waits in run(), now or later
+            self.failure = error
+            self.engine.fail_all(error)
+            while not (self._closing or self._aborting):  # only this thread may abort
+                for task in _emptied(self._submitted):
+                    task.fail(error)
+                self._backoff.wake.wait(0.1)
+                self._backoff.wake.clear()
+        for task in (*self.engine.tasks, *_emptied(self._submitted)):
+            self.engine.cancel(task)
+        if self._aborting:
             self._abort()
 
     def _loop(self) -> None:
         engine = self.engine
-        while not (self._closing and not engine.tasks) and not self._aborting.is_set():
+        while not self._aborting:
             for task in _emptied(self._submitted):
-                engine.last_move_s = time.monotonic()
-                engine.tasks.append(task)
+                engine.begin(task)
+            if self._closing and (self.failure is not None or not engine.tasks):
+                return
             if engine.poll():
                 self._backoff.reset()
             else:
-                self._watch(engine)
+                self._watch()
                 self._backoff.pause(computing=engine.computing)
+
+
+def _refuse_after(failure: BaseException | None, coroutine: Coro[Any]) -> None:
+    if failure is not None:
+        coroutine.close()
+        raise RuntimeError(
+            "the communication thread has failed or was interrupted, and what it did is lost: "
+            "close this worker and make a new one"
+        ) from failure
 
 
 def _carry_out(function: Callable[[], T], handle: Handle[T]) -> None:

@@ -56,9 +56,9 @@ class Environment:
     library: str
     thread_level: str
 
-    def abort(self, code: int = 1) -> None:
+    def abort(self) -> None:
         """End the whole job. For the communication thread; does not return."""
-        abort(code)
+        abort()
 
 
 def start() -> Environment:
@@ -159,16 +159,23 @@ def _finalize() -> None:
         MPI.Finalize()
 
 
-def abort(code: int = 1) -> None:
+def abort() -> None:
     """End the whole job, once the launcher has had the time to pass on what was printed.
 
     Launchers drop what they have not read yet when a job aborts, and nothing says that they have.
     """
     time.sleep(0.3)
-    MPI.COMM_WORLD.Abort(code)
+    MPI.COMM_WORLD.Abort(1)
 
 
-def report(rank: int, text: str) -> None:
+def abort_if_not_alone(text: str) -> None:
+    """After a failure during the start: end the job, or the others wait for ever."""
+    if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
+        report(MPI.COMM_WORLD.rank, text)
+        abort()
+
+
+def report(rank: int | str, text: str) -> None:
     """Write `text` to standard error, each line marked with the rank, in one piece.
 
     The process's own standard error: a redirected one may not outlive the job that ends next.

@@ -84,11 +84,15 @@ class PointToPoint:
         if self._to_self:
             self.received += 1
             return self._to_self.popleft()
+        incomplete = set()  # sources whose later messages must wait for an earlier one
         for incoming in self._incoming:
+            if incoming.source in incomplete:
+                continue
             if MPI.Request.Testall(incoming.requests):
                 self._incoming.remove(incoming)
                 self.received += 1
                 return incoming.source, incoming.version, incoming.v
+            incomplete.add(incoming.source)
         return None
 
     def _match_heads(self) -> bool:
@@ -115,6 +119,8 @@ class PointToPoint:
 
 class _Receive(Handle[tuple[int, int, Vector]]):
     __slots__ = ("_mailbox",)
+
+    may_never_come = True
 
     def __init__(self, mailbox: PointToPoint) -> None:
         super().__init__(f"a message in mailbox {mailbox.name!r}")

@@ -136,6 +136,6 @@ def chunks(count: int, itemsize: int) -> Iterator[slice]:
 
 
 def _pieces(v: Vector, offset: int) -> Iterator[tuple[int, Any]]:
-    data = v.numpy().view(np.uint8)
+    data = v.view(torch.uint8).numpy()
     for start in range(0, len(data), _MAX_RMA_BYTES):
         yield offset + start, data[start : start + _MAX_RMA_BYTES]

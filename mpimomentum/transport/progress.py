@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")
 Coro = Coroutine[Any, Any, T]
+
+MOVES, BEATS = range(2)
 
 
 class Task(Handle[T]):
@@ -32,7 +36,8 @@ class Task(Handle[T]):
     def test(self) -> bool:
         """Advance; True once the coroutine has returned or raised."""
         if not self._done and (self._waiting is None or self._waiting.test()):
-            self.moves += 1  # what it awaits next was polled just now, inside __await__
+            if not isinstance(self._waiting, NextPoll):  # trying again is no progress
+                self.moves += 1
             try:
                 self._waiting = self._coroutine.send(None)
             except StopIteration as stop:
@@ -40,6 +45,11 @@ class Task(Handle[T]):
             except BaseException as error:  # raised again where it is awaited
                 self.fail(error)
         return self._done
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all it waits for is a message that may never come."""
+        return self._waiting is not None and self._waiting.may_never_come
 
     def waits_for(self) -> str:
         """Return what the innermost coroutine waits for, in words."""
@@ -119,11 +129,23 @@ class Backoff:
 
 
 class Engine:
-    """What the communication thread runs in turn: pollers (inboxes) and tasks (coroutines)."""
+    """What the communication thread runs in turn: pollers (inboxes) and tasks (coroutines).
+
+    Attributes
+    ----------
+    vitals : ndarray, shape (2,), int64
+        MOVES, which grows whenever something moves here, and BEATS, which grows while a gradient
+        is computed, or is -1 if that keeps this thread from counting. The watchdog puts them where
+        other ranks see them.
+    blocking : str
+        The blocking call under way outside any task, such as the start of MPI; empty if none.
+    """
 
     def __init__(self) -> None:
         self.pollers: list[Callable[[], bool]] = []
         self.tasks: list[Task[Any]] = []
+        self.vitals: np.ndarray[Any, np.dtype[np.int64]] = np.zeros(2, dtype=np.int64)
+        self.blocking = ""
         self._kept: list[Handle[Any]] = []
         self.last_poll_s = self.last_move_s = time.monotonic()
         # two counters, each written by one thread only
@@ -134,6 +156,16 @@ class Engine:
     def computing(self) -> bool:
         """Whether the main thread owes a gradient."""
         return self.gradients_asked != self.gradients_returned
+
+    @property
+    def open_tasks(self) -> int:
+        """Background tasks that wait for anything but a message which may never come."""
+        return sum(task.background and not task.is_idle for task in self.tasks)
+
+    def begin(self, task: Task[Any]) -> None:
+        """Take up a task; waiting is counted from now."""
+        self.last_poll_s = self.last_move_s = time.monotonic()
+        self.tasks.append(task)
 
     def spawn(self, coroutine: Coro[T], what: str) -> Task[T]:
         """Start a coroutine at once; it goes on with every :meth:`poll` until it is done.
@@ -162,24 +194,33 @@ class Engine:
         for task in tuple(self.tasks):
             before = task.moves
             if task.test():
-                self._forget(task)
+                self.forget(task)
                 if task.background:
                     task.result()
             moved |= task.moves != before
         self.last_poll_s = time.monotonic()
         if moved or self.computing:
             self.last_move_s = self.last_poll_s
+        if moved:
+            self.vitals[MOVES] += 1
         return moved
 
     def cancel(self, task: Task[Any]) -> None:
         """Take a task out and stop its coroutine."""
-        self._forget(task)
+        self.forget(task)
         task.cancel()
 
-    def _forget(self, task: Task[Any]) -> None:
+    def fail_all(self, error: BaseException) -> None:
+        """Fail whatever is under way."""
+        tasks, self.tasks = self.tasks, []
+        for task in tasks:
+            task.fail(error)
+
+    def forget(self, task: Task[Any]) -> None:
+        """Take a task out, if it is in."""
         if task in self.tasks:  # a task that another one cancelled during this poll is out already
             self.tasks.remove(task)
 
     def waiting_for(self) -> str:
         """Return what the tasks wait for, in words."""
-        return "; ".join(task.waits_for() for task in self.tasks) or "nothing"
+        return "; ".join(task.waits_for() for task in tuple(self.tasks)) or "nothing"

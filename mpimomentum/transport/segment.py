@@ -57,7 +57,11 @@ class Segment:
     def __init__(self, env: Environment, x0: Vector) -> None:
         self.rank = env.rank
         self.dtype = x0.dtype
-        self.dims: list[int] = env.comm.allgather(x0.numel())
+        made: list[tuple[int, str]] = env.comm.allgather((x0.numel(), str(x0.dtype)))
+        if len({dtype for _, dtype in made}) > 1:
+            kinds = ", ".join(f"{dtype} on rank {r}" for r, (_, dtype) in enumerate(made))
+            raise ValueError(f"a window needs one dtype on all ranks, got {kinds}")
+        self.dims = [dim for dim, _ in made]
         self._layouts = {d: _Layout(d, self.dtype) for d in set(self.dims)}
         self._chunks = self._layouts[x0.numel()].chunks
         self.memory = Memory(env, self._layouts[x0.numel()].end)
@@ -67,6 +71,7 @@ class Segment:
         self._views = {r: self._view(r) for r in ranks}
         self.x, self.inbox = self._views[self.rank]
         self.x.copy_(x0)
+        self.memory.fence()
         env.comm.Barrier()
 
     def peer(self, rank: int) -> tuple[Vector, Vector] | None:

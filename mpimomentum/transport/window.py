@@ -79,7 +79,6 @@ class InboxWindow:
         self._scratch: Vector | None = None
         self._generation = 0
         self._last_add: dict[int, Handle[None]] = {}
-        self._averaging: Handle[bool] = Handle.completed(False)
         engine.pollers.append(self.drain)
 
     @property
@@ -153,10 +152,9 @@ class InboxWindow:
         if self._segment.peer(rank) is not None:
             self._exchange_direct(rank)
             return Handle.completed(self._publish_average(rank, claim))
-        self._averaging = self._engine.spawn(
+        return self._engine.spawn(
             self._average_remote(rank, claim), f"an average of window {self.name!r} with {rank}"
         )
-        return self._averaging
 
     def restore(self, x: Vector, version: int, mixes: int) -> None:
         """Set the own vector and its counts; only while nothing is in flight."""
@@ -165,13 +163,6 @@ class InboxWindow:
             self._segment.x[piece].copy_(x[piece])
         self._segment.counters[VERSION] = version
         self._segment.counters[MIXES] = mixes
-
-    async def settled(self) -> None:
-        """Wait until every add begun here has been applied, and every average published."""
-        await self._averaging
-        adding: Handle[None]
-        for adding in tuple(self._last_add.values()):
-            await adding
 
     def close(self) -> None:
         """Free the memory; collective, after everything has been drained."""
@@ -245,8 +236,8 @@ class InboxWindow:
     # -- adding --------------------------------------------------------------------------------
 
     async def _add_remote(self, rank: int, v: Vector, previous: Handle[None] | None) -> None:
-        if previous is not None:
-            await previous
+        if previous is not None:  # by its flag alone: awaiting it would nest as deep as the queue
+            await Poll(lambda: previous.done or None, f"an earlier add to rank {rank}")
         self._generation += 1
         generation = self._generation
         claim = Word.CLAIMED.by(self.rank, generation)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,7 +20,8 @@ from mpimomentum.transport.counter import FetchAddCounter
 from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
-from mpimomentum.transport.watchdog import Watchdog
+from mpimomentum.transport.requests import Requests
+from mpimomentum.transport.watchdog import Sentinel, Watchdog
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Vector
 
@@ -61,49 +64,71 @@ class MPIWorker(BaseWorker):
     ) -> None:
         self._timeout_s = timeout_s
         self._closed = False
+        self._broken = False
         self._began_s = time.monotonic()
         self._windows: list[InboxWindow | AccumulateWindow] = []
         self._mailboxes: list[PointToPoint] = []
         self._counters: list[FetchAddCounter] = []
-        backoff = Backoff(backoff_s)
-        if driver == "inline":
-            self._start()
-            self._driver: Driver = InlineDriver(self._watch, self._abort, backoff)
-        elif driver == "thread":
-            self._driver = ThreadDriver(self._start, self._watch, self._abort, backoff)
-        else:
+        if driver not in ("thread", "inline"):
             raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
+        self._engine = Engine()
+        self._sentinel = Sentinel(self._engine, timeout_s)
+        self._driver = self._start_driver(driver, Backoff(backoff_s))
         if "OMP_NUM_THREADS" not in os.environ and self.env.local_size > 1:
             torch.set_num_threads(1)  # ranks share the cores
+        atexit.register(self._close_at_exit)
         if self.env.size > 1:
             environment.end_job_on_uncaught_exception(self.env.rank, self._driver.abort)
-        super().__init__(self.env.rank, self.env.size, topology(self.env.size), seed)
+        try:
+            graph = topology(self.env.size)
+        except ValueError:  # on all ranks alike
+            self.close()
+            raise
+        super().__init__(self.env.rank, self.env.size, graph, seed)
+
+    def _start_driver(self, driver: str, backoff: Backoff) -> Driver:
+        if driver == "inline":
+            self._start()
+            return InlineDriver(self._engine, self._watch, environment.abort, backoff)
+        return ThreadDriver(self._engine, self._start, self._watch, environment.abort, backoff)
 
     def _start(self) -> None:
-        self.env = environment.start()
-        self.collectives = Collectives(self.env)
-        self._watchdog = Watchdog(self.env, self._timeout_s)
+        """Start MPI, in the thread that will own it. Collective: if it fails here, end the job."""
+        self._engine.blocking = "the start of MPI"
+        try:
+            self.env = environment.start()
+            self._sentinel.rank = self.env.rank
+            self.collectives = Collectives(self.env)
+            self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
+        except BaseException:
+            environment.abort_if_not_alone(traceback.format_exc())
+            self._sentinel.stop()
+            raise
+        self._engine.blocking = ""
 
-    def _watch(self, engine: Engine) -> None:
-        self._watchdog.check(engine)
-
-    def _abort(self) -> None:
-        self.env.abort()
+    def _watch(self) -> None:
+        self._watchdog.check()
 
     # -- for the program ---------------------------------------------------------------------------
 
     def run(self, coroutine: Coro[T], what: str = "a run") -> T:
         """Run `coroutine` on the communication thread, gradients on this one."""
-        return self._driver.run(coroutine, what)
+        try:
+            return self._driver.run(coroutine, what)
+        except BaseException:
+            self._broken = True
+            raise
 
     def close(self) -> None:
         """Free everything of MPI's and stop the communication thread. Collective, idempotent."""
         if self._closed:
             return
         self._closed = True
-        if not self._driver.failed:
+        atexit.unregister(self._close_at_exit)
+        if self._driver.failure is None:
             self.run(self._close(), "closing the worker")
         self._driver.close()
+        self._sentinel.stop()
 
     def __enter__(self) -> MPIWorker:
         return self
@@ -112,8 +137,16 @@ class MPIWorker(BaseWorker):
         if kind is None or self.size == 1:  # the others will not come to a collective close
             self.close()
 
+    def _close_at_exit(self) -> None:
+        if self._broken and self.size > 1:  # a failed run was swallowed; the others wait for us
+            environment.report(self.rank, "the program ends after a failed run: ending the job")
+            self._driver.abort()
+        self.close()
+
     async def _close(self) -> None:
-        await self.collectives.barrier()
+        # not the collectives' communicator: others may be in an allreduce that will never come
+        closing = Requests([self.env.comm.Ibarrier()], lambda: None, "all ranks to close")
+        await closing
         await self.release()
         self._watchdog.close()
         self.collectives.close()
@@ -141,21 +174,21 @@ class MPIWorker(BaseWorker):
 
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum over all ranks."""
-        return self._driver.engine.keep(self.collectives.allreduce(v))
+        return self._engine.keep(self.collectives.allreduce(v))
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather from all ranks."""
-        return self._driver.engine.keep(self.collectives.allgather(v))
+        return self._engine.keep(self.collectives.allgather(v))
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Exchange rows with all ranks."""
-        return self._driver.engine.keep(self.collectives.alltoall(rows))
+        return self._engine.keep(self.collectives.alltoall(rows))
 
     def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
         """Exchange with the neighbours of step `t`."""
         t = self.step if t is None else t
         handle = self.collectives.neighbor_allgather(v, self.mixing(t), t)
-        return self._driver.engine.keep(handle)
+        return self._engine.keep(handle)
 
     def gather(self, v: Vector) -> Handle[list[Vector] | None]:
         """Collect a vector of any length from every rank at rank 0; None elsewhere."""
@@ -167,13 +200,13 @@ class MPIWorker(BaseWorker):
         if kind == "accumulate":
             window = AccumulateWindow(self.env, name, x0)
         else:
-            window = InboxWindow(self.env, self._driver.engine, name, x0)
+            window = InboxWindow(self.env, self._engine, name, x0)
         self._windows.append(window)
         return window
 
     def mailbox(self, name: str) -> PointToPoint:
         """Make a mailbox."""
-        mailbox = PointToPoint(self.env, self._driver.engine, name)
+        mailbox = PointToPoint(self.env, self._engine, name)
         self._mailboxes.append(mailbox)
         return mailbox
 
@@ -187,11 +220,11 @@ class MPIWorker(BaseWorker):
 
     def spawn(self, coroutine: Coro[T], what: str) -> Task[T]:
         """Run `coroutine` beside the current one."""
-        return self._driver.engine.spawn(coroutine, what)
+        return self._engine.spawn(coroutine, what)
 
     def cancel(self, task: Task[Any]) -> None:
         """Stop what :meth:`spawn` started."""
-        self._driver.engine.cancel(task)
+        self._engine.cancel(task)
 
     async def start(self) -> None:
         """Wait until every rank has made its windows; time counts from here."""
@@ -203,16 +236,25 @@ class MPIWorker(BaseWorker):
 
         Meanwhile serving, answering, averaging with those who still step, and draining go on.
         """
-        for window in self._windows:
-            await window.settled()
         await self.collectives.barrier()
-        before = torch.zeros(2, dtype=torch.int64)
+        before, changed_s = None, time.monotonic()
         while True:  # messages answered with messages: until two counts in a row agree
-            now = [sum(m.sent for m in self._mailboxes), sum(m.received for m in self._mailboxes)]
-            total = await self.collectives.allreduce(torch.tensor(now))
-            if total[0] == total[1] and torch.equal(total, before):
+            sent = sum(m.sent for m in self._mailboxes)
+            received = sum(m.received for m in self._mailboxes)
+            late = time.monotonic() - changed_s > self._timeout_s
+            counts = torch.tensor([sent, received, self._engine.open_tasks, late])
+            *total, late_ranks = (await self.collectives.allreduce(counts)).tolist()
+            if total[0] == total[1] and total[2] == 0 and total == before:
                 break
-            before = total
+            if late_ranks:  # agreed, so that all ranks leave here
+                raise RuntimeError(
+                    f"rank {self.rank}: the run does not end: on all ranks {total[0]} messages "
+                    f"were sent, {total[1]} received and {total[2]} operations are open; here "
+                    + ", ".join(f"{m.name!r} {m.sent}/{m.received}" for m in self._mailboxes)
+                    + f"; waiting for {self._engine.waiting_for()}"
+                )
+            if total != before:
+                before, changed_s = total, time.monotonic()
         for window in self._windows:
             window.drain()
         await self.collectives.barrier()

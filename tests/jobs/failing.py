@@ -77,7 +77,7 @@ def main(how: str) -> None:
         if w.step == 10:
             say(f"training {w.rank}")
             if how == "poller" and w.rank == 1:
-                w._driver.engine.pollers.append(poller)
+                w._engine.pollers.append(poller)
 
     if how == "exit" and w.rank == 1:
         fail("program")

@@ -18,9 +18,9 @@ def nothing(*args: object) -> None:
 @pytest.fixture(params=["thread", "inline"])
 def driver(request: pytest.FixtureRequest):
     if request.param == "inline":
-        made = InlineDriver(nothing, nothing, Backoff())
+        made = InlineDriver(Engine(), nothing, nothing, Backoff())
     else:
-        made = ThreadDriver(nothing, nothing, nothing, Backoff())
+        made = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
     yield made
     made.close()
 
@@ -75,7 +75,7 @@ def test_a_failing_background_task_fails_the_run_that_does_not_await_it(driver) 
 
 
 def test_a_failing_poller_fails_every_run_from_then_on() -> None:
-    driver = ThreadDriver(nothing, nothing, nothing, Backoff())
+    driver = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
 
     def broken() -> bool:
         raise ArithmeticError("poller")
@@ -91,7 +91,7 @@ def test_a_failing_poller_fails_every_run_from_then_on() -> None:
         driver.run(body(), "body")
     with pytest.raises(RuntimeError, match="communication thread has failed"):
         driver.run(fine(), "fine")
-    assert driver.failed
+    assert isinstance(driver.failure, ArithmeticError)
     driver.close()
 
 
@@ -100,7 +100,7 @@ def test_a_failing_set_up_is_raised_where_the_driver_is_made() -> None:
         raise RuntimeError("no MPI here")
 
     with pytest.raises(RuntimeError, match="no MPI here"):
-        ThreadDriver(broken, nothing, nothing, Backoff())
+        ThreadDriver(Engine(), broken, nothing, nothing, Backoff())
 
 
 def test_tasks_interleave_only_at_await() -> None:
@@ -170,3 +170,44 @@ def test_a_handle_is_raised_through_and_polled_until_it_answers() -> None:
     failed.fail(ArithmeticError("no"))
     with pytest.raises(ArithmeticError, match="no"):
         failed.result()
+
+
+def test_what_may_never_come_does_not_hold_up_the_end_but_its_effect_does() -> None:
+    engine = Engine()
+    effect: Handle[None] = Handle("an add")
+
+    class Message(Handle):
+        may_never_come = True
+
+    arrives = Message("a message")
+
+    async def serve() -> None:
+        await arrives
+        await effect
+        await Message("the next message")
+
+    engine.spawn(serve(), "serving")
+    assert engine.open_tasks == 0
+    arrives.resolve(None)
+    engine.poll()
+    assert engine.open_tasks == 1
+    effect.resolve(None)
+    engine.poll()
+    assert engine.open_tasks == 0
+
+
+def test_ctrl_c_leaves_the_driver_unusable_rather_than_wrong() -> None:
+    driver = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
+
+    async def body() -> None:
+        await driver.compute(lambda: None, "a gradient")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    driver._jobs.put(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(body(), "body")
+    with pytest.raises(RuntimeError, match="was interrupted"):
+        driver.run(body(), "body")
+    driver.close()
