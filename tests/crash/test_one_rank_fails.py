@@ -22,6 +22,8 @@ FAILING = str(Path(__file__).parents[1] / "jobs" / "failing.py")
         ("coroutine", "ArithmeticError: the algorithm of this rank is broken"),
         ("poller", "ArithmeticError: the communication thread of this rank is broken"),
         ("exit", "ArithmeticError: the program of this rank is broken"),
+        ("start", "ArithmeticError: the start of this rank is broken"),
+        ("closed", "ArithmeticError: the rest of this rank is broken"),
     ],
 )
 @pytest.mark.parametrize("driver", ["thread", "inline"])
@@ -37,6 +39,29 @@ def test_an_exception_ends_the_job_with_its_traceback(
     assert f"rank 1 | {message}" in done.output
     assert "rank 1 | Traceback" in done.output
     assert "rank 0 | Traceback" not in done.output
+
+
+def test_a_failed_run_that_the_program_swallows_ends_the_job_with_the_program(
+    tmp_path: Path,
+) -> None:
+    failed_at = tmp_path / "failed_at"
+    done = launch(4, FAILING, "swallowed", tmp_path=tmp_path, FAILED_AT=str(failed_at))
+    assert time.time() - float(failed_at.read_text()) < 5, done.output
+    assert "rank 1 | the program ends after a failed run: ending the job" in done.output
+
+
+@pytest.mark.parametrize("driver", ["thread", "inline"])
+def test_a_slow_rank_is_waited_for_beyond_the_time_out(tmp_path: Path, driver: str) -> None:
+    done = launch(
+        3,
+        FAILING,
+        "straggler",
+        tmp_path=tmp_path,
+        MPIMOMENTUM_TIMEOUT_S="2",
+        MPIMOMENTUM_DRIVER=driver,
+    )
+    assert done.returncode == 0, done.output
+    assert all(f"finished {rank}" in done.output for rank in range(3))
 
 
 def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:

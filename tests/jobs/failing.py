@@ -2,14 +2,25 @@
 
 usage: mpirun -n N python failing.py HOW
 
-HOW: objective (its gradient raises), coroutine (its step raises on the communication thread),
-poller (the communication thread itself fails), stuck (it waits for a message that never comes),
-kill (prints its pid and trains on, to be killed), exit (its main program raises). Just before it
-raises, rank 1 writes the time to the file FAILED_AT.
+HOW is one of
+
+objective   its gradient raises
+coroutine   its step raises, on the communication thread
+poller      the communication thread itself fails
+stuck       it waits for a message that never comes
+exit        its main program raises
+start       it fails while MPI starts
+closed      its program raises after it has closed the worker
+swallowed   its program catches what a run raised, and ends
+kill        it prints its pid and trains on, to be killed
+straggler   nothing fails: its gradients take seconds, while the others have finished
+
+Just before it raises, rank 1 writes the time to the file FAILED_AT.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -18,6 +29,7 @@ from pathlib import Path
 import torch
 
 import mpimomentum as mm
+from mpimomentum.transport import worker as mpi_worker
 
 
 def say(line: str) -> None:
@@ -64,10 +76,25 @@ def poller() -> bool:
     return False
 
 
+class Slow(mm.Quadratic):
+    """Rank 1 is busy with one gradient, nothing else moves."""
+
+    def gradient(self, x, batch):
+        time.sleep(6)
+        return super().gradient(x, batch)
+
+
+def broken_watchdog(*args: object) -> None:
+    fail("start")
+
+
 def main(how: str) -> None:
+    if how == "start" and os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
+        mpi_worker.Watchdog = broken_watchdog
     w = mm.init(topology="ring")
     say(f"pid {w.rank} {os.getpid()}")
-    kind = Broken if how == "objective" and w.rank == 1 else mm.Quadratic
+    kinds = {"objective": Broken, "swallowed": Broken, "straggler": Slow}
+    kind = kinds.get(how, mm.Quadratic) if w.rank == 1 else mm.Quadratic
     algorithm = {"coroutine": BrokenStep, "stuck": Stuck}.get(how, mm.ADPSGD)(lr=0.1)
 
     def objective(rank: int, size: int) -> mm.Quadratic:
@@ -82,7 +109,16 @@ def main(how: str) -> None:
     if how == "exit" and w.rank == 1:
         fail("program")
     steps, duration_s = (None, 120) if how == "kill" else (200, None)
-    mm.run(algorithm, objective, steps=steps, duration_s=duration_s, worker=w, observe=observe)
+    if how == "straggler":
+        steps = 2
+    with contextlib.suppress(ArithmeticError if how == "swallowed" else ()):
+        mm.run(algorithm, objective, steps=steps, duration_s=duration_s, worker=w, observe=observe)
+        say(f"finished {w.rank}")
+    if how == "closed":
+        w.close()
+        if w.rank == 1:
+            fail("rest")
+        time.sleep(60)
 
 
 if __name__ == "__main__":
