@@ -6,6 +6,7 @@ waiting in a collective, so it ends the job, after saying which rank and which t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,9 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Silence the other ranks, which report their failures themselves."""
-    if IN_WORLD and RANK:
-        plugins = session.config.pluginmanager
-        plugins.unregister(plugins.getplugin("terminalreporter"))
+    if IN_WORLD and RANK:  # the reporter stays: pytest-timeout wants one
+        session.config.get_terminal_writer()._file = io.StringIO()
 
 
 @pytest.hookimpl(hookwrapper=True)
