@@ -113,11 +113,10 @@ class MPIWorker(BaseWorker):
 
     def run(self, coroutine: Coro[T], what: str = "a run") -> T:
         """Run `coroutine` on the communication thread, gradients on this one."""
-        try:
-            return self._driver.run(coroutine, what)
-        except BaseException:
-            self._broken = True
-            raise
+        self._broken = True  # until it has come to its end
+        result = self._driver.run(coroutine, what)
+        self._broken = False
+        return result
 
     def close(self) -> None:
         """Free everything of MPI's and stop the communication thread. Collective, idempotent."""

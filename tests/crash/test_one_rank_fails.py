@@ -50,6 +50,12 @@ def test_a_failed_run_that_the_program_swallows_ends_the_job_with_the_program(
     assert "rank 1 | the program ends after a failed run: ending the job" in done.output
 
 
+def test_a_failure_that_all_ranks_caught_and_got_over_is_forgotten(tmp_path: Path) -> None:
+    done = launch(3, FAILING, "recovered", tmp_path=tmp_path)
+    assert done.returncode == 0, done.output
+    assert "finished 1" in done.output
+
+
 @pytest.mark.parametrize("driver", ["thread", "inline"])
 def test_a_slow_rank_is_waited_for_beyond_the_time_out(tmp_path: Path, driver: str) -> None:
     done = launch(

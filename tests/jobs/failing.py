@@ -12,6 +12,7 @@ exit        its main program raises
 start       it fails while MPI starts
 closed      its program raises after it has closed the worker
 swallowed   its program catches what a run raised, and ends
+recovered   a run fails on all ranks alike, the program catches that, and the next run succeeds
 kill        it prints its pid and trains on, to be killed
 straggler   nothing fails: its gradients take seconds, while the others have finished
 
@@ -84,6 +85,10 @@ class Slow(mm.Quadratic):
         return super().gradient(x, batch)
 
 
+async def refused() -> None:
+    raise ValueError("refused by all ranks alike")
+
+
 def broken_watchdog(*args: object) -> None:
     fail("start")
 
@@ -111,6 +116,9 @@ def main(how: str) -> None:
     steps, duration_s = (None, 120) if how == "kill" else (200, None)
     if how == "straggler":
         steps = 2
+    if how == "recovered":
+        with contextlib.suppress(ValueError):
+            w.run(refused())
     with contextlib.suppress(ArithmeticError if how == "swallowed" else ()):
         mm.run(algorithm, objective, steps=steps, duration_s=duration_s, worker=w, observe=observe)
         say(f"finished {w.rank}")
