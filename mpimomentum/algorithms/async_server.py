@@ -34,7 +34,7 @@ class State:
     versions: list[int]  # of the server of each shard, in that answer
     shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
     v: Vector  # like shard: x_k - x_{k-1}
-    gradients: Mailbox  # worker -> server, with the version they were taken at
+    updates: Mailbox  # worker -> server: lr times a gradient, with the version it was taken at
     answers: Mailbox  # server -> worker: the shard after the push, with its version
 
 
@@ -87,24 +87,25 @@ class AsyncServer:
             versions=[0] * self.servers,
             shard=w.window("shard", shard),
             v=torch.zeros_like(shard),
-            gradients=w.mailbox("gradients"),
+            updates=w.mailbox("updates"),
             answers=w.mailbox("answers"),
         )
 
     async def step(self, w: Worker, s: State) -> None:
         """Compute, push to every server, take over what they answer."""
         g = await w.gradient(s.x, w.sample())
+        update = w.lr * g  # here, not at the server: lr may be a schedule's, or one per coordinate
         for j, version in enumerate(s.versions):
-            await s.gradients.send(j, g[self._shard(j, len(g))], version)
+            await s.updates.send(j, update[self._shard(j, len(g))], version)
         for _ in range(self.servers):
             j, s.versions[j], s.x[self._shard(j, len(s.x))] = await s.answers.recv()
 
     async def serve(self, w: Worker, s: State) -> None:
         """Apply gradients in order of arrival."""
         while True:
-            source, version, g = await s.gradients.recv()
+            source, version, update = await s.updates.recv()
             tau = s.shard.version - version
-            s.v.mul_(self.mu).sub_(w.lr * g)
+            s.v.mul_(self.mu).sub_(update)
             await s.shard.add(w.rank, s.v)
             w.record(tau=tau, source=source)
             await s.answers.send(source, s.shard.read(), s.shard.version)
