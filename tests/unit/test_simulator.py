@@ -410,7 +410,7 @@ def test_an_exception_in_a_service_ends_the_run():
     @dataclass(frozen=True)
     class BadServer(mm.AsyncServer):
         async def serve(self, w, s):
-            await s.gradients.recv()
+            await s.updates.recv()
             raise Complicated(7, where="the server")
 
     with pytest.raises(Complicated, match="7 at the server") as raised:
