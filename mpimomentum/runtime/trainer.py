@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,6 +15,7 @@ from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import telemetry
+from mpimomentum.runtime.agreement import agreed, told
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
@@ -30,10 +30,6 @@ from mpimomentum.worker import Algorithm
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
-
-T = TypeVar("T")
-
-MESSAGE_BYTES = 8192  # of what ranks tell each other before a run; a path fits
 
 
 @dataclass(frozen=True)
@@ -223,38 +219,6 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         )
     wall_s = time.monotonic() - began_s
     return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out
-
-
-def agreed(worker: MPIWorker, attempt: Callable[[], T]) -> T:
-    """Make `attempt` on every rank; if it fails on one, it fails on all. Collective.
-
-    Raises
-    ------
-    BadInput
-        With the message of the lowest rank on which it failed with a ValueError or OSError.
-    """
-    try:
-        value, failure = attempt(), ""
-    except (ValueError, OSError) as error:
-        failure = str(error) or repr(error)
-    failures = told(worker, failure)
-    for rank, message in enumerate(failures):
-        if message:
-            everyone = all(other == message for other in failures)
-            raise BadInput(message if everyone or rank == 0 else f"rank {rank}: {message}")
-    return value
-
-
-def told(worker: MPIWorker, text: str) -> list[str]:
-    """Return the text of every rank, cut to what fits a message. Collective."""
-    encoded = text.encode()[:MESSAGE_BYTES]
-    padded = torch.frombuffer(bytearray(encoded.ljust(MESSAGE_BYTES, b"\0")), dtype=torch.uint8)
-
-    async def exchange() -> torch.Tensor:
-        return await worker.allgather(padded)
-
-    rows = worker.run(exchange(), "the ranks' answers before a run")
-    return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def _directory(job: Job) -> Path:
