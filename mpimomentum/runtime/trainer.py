@@ -65,7 +65,7 @@ class Job:
                 f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
                 f"{config.task.data}; use a smaller batch_size, or fewer ranks"
             )
-        models.build(config.task.model, dataset.shape, dataset.classes)  # or refuse now
+        models.build(config.task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
         stop = config.length.stop(largest, batch_size)
         return cls(config, topology, algorithm, workers, dataset, stop)
 
