@@ -138,6 +138,7 @@ class TorchObjective(Objective):
         self.parameters.load(x)
         self.parameters.zero_grad()
         self._last_loss = self._backward(self._x[batch], self._y[batch])
+        self.parameters.collect()
         return self.grad
 
     def full_gradient(self, x: Vector) -> Vector:
@@ -152,6 +153,7 @@ class TorchObjective(Objective):
         self.parameters.zero_grad()
         for inputs, targets in self._chunks(self._x, self._y):
             self._backward(inputs, targets, weight=len(inputs) / self.samples)
+        self.parameters.collect()
         return self.grad.clone()
 
     @property

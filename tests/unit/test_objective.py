@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from mpimomentum import data, models
-from mpimomentum.runtime.objective import FlatModel, Quadratic, TorchObjective
+from mpimomentum.runtime.objective import Quadratic, TorchObjective
 
 N = 50
 
@@ -156,20 +156,6 @@ def test_a_parameter_moved_later_is_detected(rng):
     model[3].weight.data = model[3].weight.data.clone()
     with pytest.raises(RuntimeError, match=r"'3\.weight' was given other memory"):
         objective.gradient(objective.initial(), objective.sample(rng))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_parameters_that_are_not_float32_are_refused(dtype):
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(dtype))
-    with pytest.raises(ValueError, match=rf"'1\.weight' is {dtype}"):
-        FlatModel(model)
-    model[1].requires_grad_(False)
-    assert FlatModel(model).dim == 6
-
-
-def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        FlatModel(nn.Linear(2, 2).requires_grad_(False))
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 10, 33, N])
