@@ -9,27 +9,40 @@ import re
 import sys
 import textwrap
 import time
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
-from cyclopts.config import Dict, Env
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    RepeatArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 
 from mpimomentum import data, models, topology
 from mpimomentum.algorithms.registry import ALGORITHMS
 from mpimomentum.runtime import trainer
-from mpimomentum.runtime.config import LENGTHS, SimulateConfig, TrainConfig
+from mpimomentum.runtime.agreement import agreed
+from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.runtime.init import init
+from mpimomentum.runtime.init import start
 from mpimomentum.runtime.report import report
+from mpimomentum.runtime.sources import FIELDS, SOURCES, unknown_flag
+from mpimomentum.runtime.variables import Runtime, runtime
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
 
 BAD_INPUT = 2  # exit code
 
 # Launchers' names for the rank of a process, known before MPI is started.
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 HELP = """
 Train PyTorch models with momentum on MPI ranks that need not wait for each other, and measure what
@@ -60,45 +73,12 @@ _TRAIN, _SIMULATE = TrainConfig(), SimulateConfig()
 Toml = Annotated[Path | None, Parameter(help="Flags as TOML keys; a flag or a variable wins.")]
 
 
-def from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in what the positional TOML file says and no flag or variable did."""
-    tokens = [token for a in arguments if a.index == 0 for token in a.tokens]
-    if not tokens:
-        return
-    path = Path(tokens[0].value)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{error}; give a TOML file, or flags only") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
-    source = Dict(table, source=str(path), use_commands_as_keys=False)
-    _one_length(source, app, commands, arguments)
-
-
-def from_environment(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in what ``MPIMOMENTUM_*`` variables say and no flag did."""
-    _one_length(Env("MPIMOMENTUM_", command=False), app, commands, arguments)
-
-
-def _one_length(
-    source: Any, app: App, commands: tuple[str, ...], arguments: ArgumentCollection
-) -> None:
-    """Apply `source`; but of epochs, steps and duration_s one replaces a lesser source's other."""
-    lengths = [a for a in arguments if a.keys and a.keys[-1] in LENGTHS]
-    given = [a for a in lengths if a.tokens]
-    source(app, commands, arguments)
-    for argument in lengths if given else ():
-        if argument not in given:
-            argument.tokens.clear()
-
-
 app = App(
     name="mpimomentum",
     help=HELP,
     help_format="markdown",
     version=version("mpimomentum"),
-    config=(from_environment, from_file),
+    config=SOURCES,
     result_action="return_value",
 )
 
@@ -116,17 +96,12 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     mpirun -n 4 mpimomentum train run.toml --seed 1
     ```
     """
+    worker = _started(runtime())
     try:
-        worker = init(seed=config.seed)
-    except (RuntimeError, ValueError) as error:  # a launcher or a variable, not a program error
-        raise BadInput(str(error)) from error
-    try:
+        agreed(worker, lambda: None)  # a rank that cannot read its configuration says so here
         result = trainer.train(config, worker)
     except BadInput as error:
-        if worker.rank == 0:
-            _say(error)
-        worker.close()  # collective: no rank ends, and has mpirun end the others, before that
-        raise SystemExit(BAD_INPUT) from error
+        _refuse_together(worker, error)
     if result is not None:
         report(*result, _console())
     worker.close()
@@ -143,6 +118,11 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     mpimomentum simulate --algorithm d-psgd --latency-s 0.001 --bandwidth-Bps 1e9
     ```
     """
+    if _ranks() > 1:
+        raise BadInput(
+            f"simulate runs in one process, but a launcher started {_ranks()}: leave mpirun or "
+            "srun away and give --workers"
+        )
     report(*trainer.simulate(config), _console())
 
 
@@ -168,7 +148,7 @@ def main() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (BadInput, CycloptsError) as error:
-        _refuse(error)
+        _refuse(error if isinstance(error, BadInput) else BadInput(_words(error)))
 
 
 def _console() -> Console:
@@ -176,13 +156,43 @@ def _console() -> Console:
     return Console(color_system=None, highlight=False)
 
 
-def _refuse(error: Exception) -> NoReturn:
-    """Say what is wrong and end, before MPI was started: every rank comes here by itself."""
-    if _rank() == 0:
+def _refuse(error: BadInput) -> NoReturn:
+    """Say what is wrong and end; of ranks, which may not all be wrong, rank 0 says it."""
+    if sys.argv[1:2] == ["train"] and _rank() is not None:
+        worker = _started(Runtime())
+        try:
+            agreed(worker, lambda: _raise(error))
+        except BadInput as everyones:
+            _refuse_together(worker, everyones)
+    _refuse_alone(error)
+
+
+def _refuse_alone(error: Exception) -> NoReturn:
+    """Say what is wrong and end, without MPI: every rank comes here by itself."""
+    if not _rank():
         _say(error)
     else:
         time.sleep(3.0)  # a rank that fails first has mpirun end rank 0 before it has spoken
     raise SystemExit(BAD_INPUT) from error
+
+
+def _refuse_together(worker: MPIWorker, error: BadInput) -> NoReturn:
+    """End all ranks, on which the same `error` was raised. Collective."""
+    if worker.rank == 0:
+        _say(error)
+    worker.close()  # no rank ends, and has mpirun end the others, before that
+    raise SystemExit(BAD_INPUT) from error
+
+
+def _started(how: Runtime) -> MPIWorker:
+    try:
+        return start(how)
+    except (RuntimeError, ValueError) as error:  # a launcher or a variable, not a program error
+        _refuse_alone(error)
+
+
+def _raise(error: BadInput) -> NoReturn:
+    raise error
 
 
 def _say(error: Exception) -> None:
@@ -190,9 +200,31 @@ def _say(error: Exception) -> None:
     sys.stderr.flush()
 
 
-def _rank() -> int:
+def _rank() -> int | None:
+    """Return the rank that a launcher gave this process, None without one."""
     found = (os.environ.get(name, "") for name in RANK_VARIABLES)
-    return next((int(text) for text in found if text.isdigit()), 0)
+    return next((int(text) for text in found if text.isdigit()), None)
+
+
+def _ranks() -> int:
+    """Return how many processes a launcher started, 1 without one."""
+    found = (os.environ.get(name, "") for name in SIZE_VARIABLES)
+    return next((int(text) for text in found if text.isdigit()), 1)
+
+
+def _words(error: CycloptsError) -> str:
+    """Return cyclopts' error with the remedy."""
+    command = sys.argv[1] if sys.argv[1:] else ""
+    if isinstance(error, UnknownOptionError) and command in FIELDS:
+        return unknown_flag(error.token.keyword or error.token.value, command)
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice: give it once"
+    if isinstance(error, MissingArgumentError) and error.keyword:
+        return f"{error.keyword} needs a value: `mpimomentum {command} --help` shows which"
+    if isinstance(error, UnusedCliTokensError) and command in FIELDS:
+        extra = " ".join(error.unused_tokens or ())
+        return f"{extra!r} is too much: give one TOML file at most, everything else as --flags"
+    return str(error)
 
 
 def _parameters(cls: type[Any]) -> list[str]:

@@ -296,6 +296,10 @@ class TrainConfig:
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same on all ranks: not where a node keeps its data."""
+        return {k: v for k, v in self.flat().items() if k != "data_dir"} | {"out": self.output.out}
+
     def toml(self) -> str:
         """Return :meth:`flat` as TOML: ``mpimomentum train FILE`` repeats the run."""
         return tomli_w.dumps(self.flat())

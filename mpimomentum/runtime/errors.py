@@ -3,3 +3,7 @@
 
 class BadInput(ValueError):
     """What was asked for cannot be run; the message names the value and the remedy."""
+
+
+class RunFailed(RuntimeError):  # in the user's words
+    """The run cannot come to a result; the message names the cause and the remedy. Exit code 1."""

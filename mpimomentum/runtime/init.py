@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from mpimomentum import topology as topologies
 from mpimomentum.runtime.run import TopologyLike
+from mpimomentum.runtime.variables import Runtime, runtime
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
@@ -40,25 +40,17 @@ def init(topology: TopologyLike = "ring", seed: int = 0) -> MPIWorker:
     ``MPIMOMENTUM_DRIVER`` (thread | inline), ``MPIMOMENTUM_TIMEOUT_S`` (300),
     ``MPIMOMENTUM_BACKOFF_S`` (0.0002) and, for tests, ``MPIMOMENTUM_FAKE_NODES`` are read here.
     """
+    return start(runtime(), topology, seed)
+
+
+def start(how: Runtime, topology: TopologyLike = "ring", seed: int = 0) -> MPIWorker:
+    """Start MPI in the way given, whatever the variables say. Collective; see :func:`init`."""
     from mpimomentum.transport import MPIWorker  # the simulator needs no MPI library
 
     return MPIWorker(
         lambda size: topologies.build(topology, size),
         seed,
-        driver=os.environ.get("MPIMOMENTUM_DRIVER", "thread"),
-        timeout_s=_seconds("MPIMOMENTUM_TIMEOUT_S", 300.0),
-        backoff_s=_seconds("MPIMOMENTUM_BACKOFF_S", 200e-6),
+        driver=how.driver,
+        timeout_s=how.timeout_s,
+        backoff_s=how.backoff_s,
     )
-
-
-def _seconds(variable: str, default: float) -> float:
-    text = os.environ.get(variable)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{variable}={text!r}: a number of seconds above 0 is needed")
-    return value

@@ -15,7 +15,7 @@ from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import telemetry
-from mpimomentum.runtime.agreement import agreed, told
+from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
@@ -131,6 +131,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     BadInput
         On all ranks, before any has begun to work, if one of them cannot do what is asked.
     """
+    same(worker, versions() | config.identity())
     job = agreed(worker, lambda: Job.prepare(config, worker.size))
     worker.topology = job.topology
     worker.seed = config.seed

@@ -69,6 +69,8 @@ def start() -> Environment:
     RuntimeError
         If MPI runs at too low a thread level, or if a launcher started several processes that MPI
         takes for jobs of one rank each.
+    ValueError
+        On all ranks alike, if ``MPIMOMENTUM_FAKE_NODES`` is not possible.
     """
     if MPI.Is_finalized():
         raise RuntimeError("MPI has been finalized in this process and cannot be started again")
@@ -141,11 +143,13 @@ def check_launch(size: int, environ: Mapping[str, str]) -> None:
 
 
 def _node_of_each_rank(comm: MPI.Intracomm) -> list[int]:
-    fake = os.environ.get("MPIMOMENTUM_FAKE_NODES")
+    fakes = comm.allgather(os.environ.get("MPIMOMENTUM_FAKE_NODES"))
+    fake = next((text for text in fakes if text is not None), None)
     if fake is not None:
-        if not fake.isdigit() or not 1 <= int(fake) <= comm.size:
+        if len(set(fakes)) > 1 or not fake.isdigit() or not 1 <= int(fake) <= comm.size:
             raise ValueError(
-                f"MPIMOMENTUM_FAKE_NODES={fake!r}: a number from 1 to {comm.size} is needed"
+                f"MPIMOMENTUM_FAKE_NODES={fake!r}: a number from 1 to {comm.size}, the same on all "
+                "ranks, is needed"
             )
         return [r * int(fake) // comm.size for r in range(comm.size)]
     shared = comm.Split_type(MPI.COMM_TYPE_SHARED)

@@ -100,8 +100,9 @@ class MPIWorker(BaseWorker):
             self._sentinel.rank = self.env.rank
             self.collectives = Collectives(self.env)
             self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
-        except BaseException:
-            environment.abort_if_not_alone(traceback.format_exc())
+        except BaseException as error:
+            if not isinstance(error, ValueError):  # which all ranks raise alike
+                environment.abort_if_not_alone(traceback.format_exc())
             self._sentinel.stop()
             raise
         self._engine.blocking = ""

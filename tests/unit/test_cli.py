@@ -78,7 +78,7 @@ def test_a_resolved_configuration_is_read_back_as_it_was(tmp_path):
     ("tokens", "message"),
     [
         (["--lrr", "1"], "--lrr"),
-        (["--lr", "fast"], '"fast"'),
+        (["--lr", "fast"], "--lr fast: a number is needed"),
         (["--lr", "-1"], "lr=-1.0"),
         (["--algorithm", "adpsgd"], "ad-psgd"),
         (["--steps", "1", "--epochs", "1"], "give only one"),
@@ -108,10 +108,10 @@ def test_only_rank_0_says_what_is_wrong_but_all_exit_with_2(monkeypatch, capsys,
     waited = []
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     monkeypatch.setenv(variable, "1")
-    assert outcome(monkeypatch, capsys, "train", "--lrr", "1") == (2, "", "")
+    assert outcome(monkeypatch, capsys, "simulate", "--lrr", "1") == (2, "", "")
     assert sum(waited) > 1  # or mpirun would end rank 0 before it has spoken
     monkeypatch.setenv(variable, "0")
-    code, _, err = outcome(monkeypatch, capsys, "train", "--lrr", "1")
+    code, _, err = outcome(monkeypatch, capsys, "simulate", "--lrr", "1")
     assert code == 2
     assert "--lrr" in err
 

@@ -1,0 +1,70 @@
+"""``MPIMOMENTUM_*`` variables that are no flags: how a rank runs, not what it computes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mpimomentum.runtime.errors import BadInput
+
+RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
+    "MPIMOMENTUM_TIMEOUT_S": (
+        "300",
+        "Longest wait in which nothing moves; then the job ends and says who waited for whom.",
+    ),
+    "MPIMOMENTUM_BACKOFF_S": ("0.0002", "Nap between two polls of the communication thread."),
+    "MPIMOMENTUM_DRIVER": ("thread", "inline: everything in one thread, for debugging."),
+    "MPIMOMENTUM_FAKE_NODES": ("", "Tests only: ranks of one node believe they are on so many."),
+    "MPIMOMENTUM_LOG_LEVEL": ("info", "debug, info, warning or error."),
+    "MPIMOMENTUM_TRACE": ("", "Reserved: traces of a run."),
+    "MPIMOMENTUM_DEVICE": ("", "Reserved: where models live."),
+    "MPIMOMENTUM_STAGING": ("", "Reserved: how vectors get from a GPU to MPI."),
+}
+"""Name → (default, meaning)."""
+
+DRIVERS = ("thread", "inline")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the communication of one rank runs."""
+
+    driver: str = "thread"
+    timeout_s: float = 300.0
+    backoff_s: float = 200e-6
+
+
+def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
+    """Read and check the variables; no MPI is needed.
+
+    Raises
+    ------
+    BadInput
+        With the variable, its value and what is possible.
+    """
+    driver = environ.get("MPIMOMENTUM_DRIVER", "thread")
+    if driver not in DRIVERS:
+        raise BadInput(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
+    fake = environ.get("MPIMOMENTUM_FAKE_NODES", "1")
+    if not fake.isdigit() or int(fake) < 1:
+        raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake!r}: a number of nodes from 1 up is needed")
+    return Runtime(
+        driver,
+        _seconds(environ, "MPIMOMENTUM_TIMEOUT_S", Runtime.timeout_s),
+        _seconds(environ, "MPIMOMENTUM_BACKOFF_S", Runtime.backoff_s),
+    )
+
+
+def _seconds(environ: Mapping[str, str], variable: str, default: float) -> float:
+    text = environ.get(variable)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise BadInput(f"{variable}={text!r}: a number of seconds above 0 is needed")
+    return value
