@@ -230,6 +230,17 @@ class Worker(Protocol):
     def full_gradient(self, x: Vector) -> Handle[Vector]:
         """Start the gradient over all of this rank's data."""
 
+    def mean_gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Start the mean over all ranks of their gradients at `x`. Collective.
+
+        The sum over the ranks, divided by their number, as :meth:`gradient` and :meth:`allreduce`
+        would give it; but on MPI ranks the first parts of a gradient are on their way while the
+        rest is computed. `x` must be the same on all ranks for the mean to be a gradient.
+
+        The result is to be read only, and is overwritten by the next gradient of any kind: await
+        it before asking for another. `x` must not be changed until done.
+        """
+
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum over all ranks; `v` may be changed once done."""
 
@@ -290,7 +301,14 @@ class Algorithm(Protocol[S]):
 
 
 class Objective(Protocol):
-    """What is minimised, as one worker sees it: its own data, its own f_i."""
+    """What is minimised, as one worker sees it: its own data, its own f_i.
+
+    Optional further methods: ``full_gradient(x)``, over all of this worker's data; and
+    ``gradient_in_parts(x, batch, emit) -> Vector``, which is ``gradient`` but calls ``emit(part)``
+    for contiguous slices of its result, each as soon as it is final, together all of it. The slices
+    and their order are the same on every rank and in every call. They are averaged over the ranks
+    *in place*, while it computes on and after it has returned: it must not touch them any more.
+    """
 
     dim: int
 

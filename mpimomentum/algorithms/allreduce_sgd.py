@@ -61,8 +61,7 @@ class AllReduceSGD:
 
     async def step(self, w: Worker, s: State) -> None:
         """Compute the mean gradient, then take a momentum step."""
-        g = await w.gradient(s.x, w.sample())
-        mean = (await w.allreduce(g)).div_(w.size)
+        mean = await w.mean_gradient(s.x, w.sample())
         s.m.mul_(self.mu).add_(mean)
-        s.x.sub_(torch.mul(s.m, w.lr, out=mean))  # a buffer from here on
+        s.x.sub_(s.m * w.lr)
         w.record(tau=0)

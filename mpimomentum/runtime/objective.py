@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpimomentum.runtime.objectives.buckets import Buckets
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.objectives.quadratic import Quadratic
 from mpimomentum.worker import Objective, Vector
@@ -78,6 +79,7 @@ class TorchObjective(Objective):
         self._order = torch.empty(0, dtype=torch.int64)  # this epoch's; none is begun
         self._position = 0
         self._last_loss = torch.tensor(float("nan"))
+        self._buckets: Buckets | None = None  # made when first asked for
 
     def initial(self) -> Vector:
         """Return a copy of the parameters that the model came with, shape (dim,)."""
@@ -140,6 +142,27 @@ class TorchObjective(Objective):
         self._last_loss = self._backward(self._x[batch], self._y[batch])
         self.parameters.collect()
         return self.grad
+
+    def gradient_in_parts(self, x: Vector, batch: Tensor, emit: Callable[[Vector], None]) -> Vector:
+        """Return :meth:`gradient`, having called `emit` with each part of it once it was final.
+
+        Parameters
+        ----------
+        x, batch
+            As for :meth:`gradient`.
+        emit : callable
+            Called from inside backward with slices of `grad`, the last layers' first; those may be
+            overwritten from then on.
+        """
+        if self._buckets is None:
+            self._buckets = Buckets(self.parameters)
+        self._buckets.arm(emit)
+        try:
+            g = self.gradient(x, batch)
+            self._buckets.flush()
+        finally:
+            self._buckets.disarm()
+        return g
 
     def full_gradient(self, x: Vector) -> Vector:
         """Return the gradient of the mean loss over all of this rank's data at `x`.

@@ -104,7 +104,8 @@ class Paced(Objective):
         """Answer for `samples`, `last_loss` and what else the objective has."""
         if name == "objective":  # not there yet: while this object is copied or unpickled
             raise AttributeError(name)
-        return getattr(self.objective, name)
+        value = getattr(self.objective, name)
+        return self._in_parts if name == "gradient_in_parts" else value
 
     def initial(self) -> Vector:
         """Return the start."""
@@ -126,6 +127,24 @@ class Paced(Objective):
         """Return the full gradient once its time, as long as a mini-batch's, is over."""
         full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
         return self._in_time(lambda: full(x))
+
+    def _in_parts(self, x: Vector, batch: Batch, emit: Callable[[Vector], None]) -> Vector:
+        """Return ``gradient_in_parts`` once its time is over; the last part comes only then.
+
+        So the others wait for a slow rank as long as they would for a slow computer.
+        """
+        held: list[Vector] = []
+
+        def emit_the_one_before(part: Vector) -> None:
+            held.append(part)
+            if len(held) > 1:
+                emit(held.pop(0))
+
+        compute: Callable[..., Vector] = self.objective.gradient_in_parts  # type: ignore[attr-defined]
+        g = self._in_time(lambda: compute(x, batch, emit_the_one_before))
+        for part in held:
+            emit(part)
+        return g
 
     def _in_time(self, compute: Callable[[], Vector]) -> Vector:
         began_s = time.perf_counter()

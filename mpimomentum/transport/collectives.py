@@ -2,6 +2,10 @@
 
 Every rank must call them in the same order. Half precision is reduced in float32, since one MPI
 library returns garbage for bfloat16 and the other refuses it.
+
+Ranks of one node add float32 and float64 themselves, in ascending order of rank
+(:mod:`mpimomentum.transport.shared_allreduce`); anything else, and ranks of several nodes, go
+through MPI's allreduce, which adds in an order of its own (docs/adr).
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import torch
 
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI
+from mpimomentum.transport.progress import Engine
 from mpimomentum.transport.requests import Requests
+from mpimomentum.transport.shared_allreduce import DTYPES, SharedAllreduce
 from mpimomentum.worker import Handle, Mixing, Vector
 
 _REDUCIBLE = (torch.float32, torch.float64, torch.int64, torch.int32)
@@ -45,6 +51,8 @@ class Collectives:
     Parameters
     ----------
     env : Environment
+    engine : Engine
+        Carries on what is under way.
     max_count : int
         Largest count of elements given to MPI at once; its counts are 32-bit in Open MPI.
 
@@ -55,13 +63,23 @@ class Collectives:
         send), n−1 times its part for an allgather, (n−1)/n of the rows for an alltoall.
     """
 
-    def __init__(self, env: Environment, max_count: int = 1 << 30) -> None:
+    def __init__(self, env: Environment, engine: Engine, max_count: int = 1 << 30) -> None:
         self.rank = env.rank
         self.size = env.size
         self.bytes_sent = 0
+        self._engine = engine
         self._max_count = max_count
         self._comm = env.comm.Dup()
         self._neighbor_comm = env.comm.Dup()
+        self._sums = _Sums(env, engine, self._comm, "the allreduce")
+        # of their own: when a part of a gradient comes depends on how long it took to compute
+        self._gradients_comm = env.comm.Dup()
+        self._gradients = _Sums(env, engine, self._gradients_comm, "the mean gradient")
+
+    @property
+    def allreduce_path(self) -> str:
+        """How float32 and float64 vectors are summed, in words."""
+        return self._sums.path
 
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum over all ranks."""
@@ -71,11 +89,24 @@ class Collectives:
             return _Then(self.allreduce(wide), lambda total: total.to(v.dtype))
         if v.dtype not in _REDUCIBLE:
             raise ValueError(f"rank {self.rank}: cannot sum {v.dtype} over ranks")
-        out = torch.empty_like(v)
-        source, target = v.detach().numpy(), out.numpy()
-        requests = [self._comm.Iallreduce(source[s], target[s]) for s in self._slices(v.numel())]
+        return self._reduce(self._sums, v, torch.empty_like(v), divisor=1)
+
+    def mean_of_gradients(self, v: Vector, out: Vector) -> Handle[Vector]:
+        """Set `out`, which may be `v`, to the mean over all ranks; in an order of its own calls.
+
+        Parameters
+        ----------
+        v, out : Vector
+            float32 or float64; neither is to be touched until done.
+        """
+        as_buffer(v)
+        if v.dtype not in DTYPES:
+            raise ValueError(f"rank {self.rank}: cannot average {v.dtype} over ranks")
+        return self._reduce(self._gradients, v, out, divisor=self.size)
+
+    def _reduce(self, sums: _Sums, v: Vector, out: Vector, divisor: int) -> Handle[Vector]:
         self.bytes_sent += 2 * (self.size - 1) * v.numel() * v.element_size() // self.size
-        return Requests(requests, lambda: out, self._what("allreduce"), hold=(v, out))
+        return sums.start(v.detach(), out, divisor, self._slices(v.numel()))
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather equal parts, shape (size, len(v))."""
@@ -168,7 +199,10 @@ class Collectives:
         return Requests([self._comm.Ibarrier()], lambda: None, self._what("barrier"))
 
     def close(self) -> None:
-        """Free the communicators."""
+        """Free the communicators and the memory."""
+        self._sums.close()
+        self._gradients.close()
+        self._gradients_comm.Free()
         self._comm.Free()
         self._neighbor_comm.Free()
 
@@ -178,6 +212,47 @@ class Collectives:
 
     def _what(self, name: str) -> str:
         return f"all ranks to come to the {name}"
+
+
+class _Sums:
+    """Sums over all ranks, begun in the same order everywhere: our way or MPI's."""
+
+    def __init__(self, env: Environment, engine: Engine, comm: MPI.Intracomm, name: str) -> None:
+        self._engine = engine
+        self._comm = comm
+        self._name = name
+        self._shared: SharedAllreduce | None = None
+        if env.nodes == 1 and env.size > 1:
+            self._shared = SharedAllreduce(env, name)
+            engine.pollers.append(self._shared.poll)
+
+    @property
+    def path(self) -> str:
+        if self._shared is None:
+            return "MPI's allreduce"
+        return "through the node's shared memory, in ascending order of rank"
+
+    def start(
+        self, v: Vector, out: Vector, divisor: int, slices: Iterable[slice]
+    ) -> Handle[Vector]:
+        if self._shared is not None and v.dtype in DTYPES:
+            return self._shared.start(v, out, divisor)
+        target = out.numpy()
+        source = None if v.data_ptr() == out.data_ptr() else v.numpy()
+        requests = [
+            self._comm.Iallreduce(MPI.IN_PLACE if source is None else source[s], target[s])
+            for s in slices
+        ]
+
+        def finish() -> Vector:
+            return out if divisor == 1 else out.div_(divisor)
+
+        return Requests(requests, finish, f"all ranks to come to {self._name}", hold=(v, out))
+
+    def close(self) -> None:
+        if self._shared is not None:
+            self._engine.pollers.remove(self._shared.poll)
+            self._shared.close()
 
 
 class _Then(Handle[Vector]):

@@ -33,6 +33,9 @@ class Driver(Protocol):
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Have the thread that called :meth:`run` call `function` (for coroutines)."""
 
+    def wake(self) -> None:
+        """Have the thread that owns MPI look at once at what there is to do (from any thread)."""
+
     def abort(self) -> None:
         """Have the thread that owns MPI end the job."""
 
@@ -102,6 +105,9 @@ class InlineDriver:
 
         self._jobs.append(job)
         return handle
+
+    def wake(self) -> None:
+        """Nobody sleeps while something is computed."""
 
     def abort(self) -> None:
         """End the job."""
@@ -183,6 +189,10 @@ class ThreadDriver:
         self.engine.gradients_asked += 1
         self._jobs.put(job)
         return handle
+
+    def wake(self) -> None:
+        """Cut the communication thread's nap short."""
+        self._backoff.wake.set()
 
     def abort(self) -> None:
         """Have the communication thread end the job, and wait for the end."""

@@ -19,6 +19,7 @@ from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.counter import FetchAddCounter
 from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
+from mpimomentum.transport.mean_gradient import MeanGradients
 from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
 from mpimomentum.transport.requests import Requests
 from mpimomentum.transport.watchdog import Sentinel, Watchdog
@@ -74,6 +75,7 @@ class MPIWorker(BaseWorker):
         self._engine = Engine()
         self._sentinel = Sentinel(self._engine, timeout_s)
         self._driver = self._start_driver(driver, Backoff(backoff_s))
+        self._mean_gradients = MeanGradients(self._driver, self.collectives)
         if "OMP_NUM_THREADS" not in os.environ and self.env.local_size > 1:
             torch.set_num_threads(1)  # ranks share the cores
         atexit.register(self._close_at_exit)
@@ -98,7 +100,7 @@ class MPIWorker(BaseWorker):
         try:
             self.env = environment.start()
             self._sentinel.rank = self.env.rank
-            self.collectives = Collectives(self.env)
+            self.collectives = Collectives(self.env, self._engine)
             self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
         except BaseException as error:
             if not isinstance(error, ValueError):  # which all ranks raise alike
@@ -167,6 +169,11 @@ class MPIWorker(BaseWorker):
         """Start a full gradient on the program's thread."""
         full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
         return self._driver.compute(lambda: full(x), "a full gradient")
+
+    def mean_gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Start a gradient on the program's thread, and average its parts as they come."""
+        mean = self._mean_gradients.at(self.objective, x, batch)
+        return self._engine.keep(Task(mean, "the mean gradient"))
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Start any other computation on the program's thread."""

@@ -88,7 +88,7 @@ def test_collectives_also_in_slices(make_worker, dtype, max_count):
     w = make_worker()
 
     async def body():
-        c = Collectives(w.env, max_count=max_count)
+        c = Collectives(w.env, w._engine, max_count=max_count)
         n = w.size
         v = torch.arange(20, dtype=dtype) + 100 * w.rank
         total = await c.allreduce(v)

@@ -1,7 +1,7 @@
 """Where the order of every sum is fixed, MPI ranks and virtual workers make the same bits.
 
 The same file, the same random streams, the same rounding: every iterate of every step is compared,
-with noise in the gradients. AllReduce adds in MPI's order and agrees to rounding.
+with noise in the gradients. Between nodes AllReduce adds in MPI's order and agrees to rounding.
 """
 
 from __future__ import annotations
@@ -98,10 +98,24 @@ def test_d_psgd_is_bit_identical_at_any_length(make_worker, dim):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 3e-5), (torch.float64, 1e-13)])
-def test_allreduce_sgd_agrees_to_rounding(make_worker, dtype, rounding):
+def test_allreduce_sgd_is_bit_identical_on_a_node(make_worker, nodes, dtype, rounding):
     w = make_worker(seed=SEED)
-    real, virtual, *_ = both(mm.AllReduceSGD(lr=0.1, mu=0.9), noisy(dtype), w)
-    torch.testing.assert_close(real, virtual, rtol=0, atol=rounding)
+    real, virtual, run, simulated = both(mm.AllReduceSGD(lr=0.1, mu=0.9), noisy(dtype), w)
+    if nodes == "one node":
+        assert torch.equal(real, virtual)
+        assert without_times(run, w.rank) == without_times(simulated, w.rank)
+        assert run.consensus_distance == 0.0
+    else:
+        torch.testing.assert_close(real, virtual, rtol=0, atol=rounding)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("dim", [1, 2, 300_001])
+def test_allreduce_sgd_is_bit_identical_at_any_length(make_worker, dim):
+    w = make_worker(seed=SEED)
+    algorithm = mm.AllReduceSGD(lr=0.1, mu=0.9)
+    real, virtual, *_ = both(algorithm, noisy(torch.float32, dim), w, steps=5)
+    assert torch.equal(real, virtual)
 
 
 @pytest.mark.mpi
