@@ -18,7 +18,7 @@ BUCKET_BYTES = 1 << 20
 @dataclass
 class _Bucket:
     place: slice
-    parts: list[Part]
+    parts: dict[int, Part] = field(default_factory=dict)  # by their index in the model
     missing: set[int] = field(default_factory=set)  # indices of parts without a gradient yet
 
 
@@ -48,11 +48,11 @@ class Buckets:
         room = 0
         for index, part in reversed(list(enumerate(parameters.parts))):
             if room <= 0:
-                self._buckets.append(_Bucket(slice(part.stop, part.stop), []))
+                self._buckets.append(_Bucket(slice(part.stop, part.stop)))
                 room = bucket_bytes
             bucket = self._buckets[-1]
             bucket.place = slice(part.start, bucket.place.stop)
-            bucket.parts.append(part)
+            bucket.parts[index] = part
             room -= (part.stop - part.start) * parameters.grad.element_size()
             hook = self._hook(bucket, index, part)
             self._hooks.append(part.parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
@@ -74,10 +74,8 @@ class Buckets:
         """
         self._emit = emit
         self._emitted = 0
-        index = len(self._parameters.parts)
         for bucket in self._buckets:
-            index -= len(bucket.parts)
-            bucket.missing = set(range(index, index + len(bucket.parts)))
+            bucket.missing = set(bucket.parts)
 
     def flush(self) -> None:
         """Emit what was not emitted since :meth:`arm`, and disarm.
@@ -87,7 +85,7 @@ class Buckets:
         """
         while self._emit is not None and self._emitted < len(self._buckets):
             bucket = self._buckets[self._emitted]
-            for part in bucket.parts:
+            for part in bucket.parts.values():
                 self._parameters.collect_part(part)
             self._emit_next()
         self.disarm()
