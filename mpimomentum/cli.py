@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import os
 import re
@@ -29,7 +30,8 @@ from mpimomentum.algorithms.registry import ALGORITHMS
 from mpimomentum.runtime import trainer
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
-from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.divergence import check_end
+from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.init import start
 from mpimomentum.runtime.report import report
 from mpimomentum.runtime.sources import FIELDS, SOURCES, unknown_flag
@@ -38,7 +40,8 @@ from mpimomentum.runtime.variables import Runtime, runtime
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
 
-BAD_INPUT = 2  # exit code
+FAILED, BAD_INPUT = 1, 2  # exit codes
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # Launchers' names for the rank of a process, known before MPI is started.
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
@@ -102,9 +105,14 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
         result = trainer.train(config, worker)
     except BadInput as error:
         _refuse_together(worker, error)
+    except (RunFailed, OSError) as error:  # of this rank: others may wait for it
+        _say(_failure(error))
+        worker.abort()
     if result is not None:
         report(*result, _console())
     worker.close()
+    if result is not None:
+        check_end(result[0]["train_loss"])
 
 
 @app.command
@@ -123,7 +131,9 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
             f"simulate runs in one process, but a launcher started {_ranks()}: leave mpirun or "
             "srun away and give --workers"
         )
-    report(*trainer.simulate(config), _console())
+    result = trainer.simulate(config)
+    report(*result, _console())
+    check_end(result[0]["train_loss"])
 
 
 @app.command(name="list")
@@ -149,6 +159,9 @@ def main() -> None:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (BadInput, CycloptsError) as error:
         _refuse(error if isinstance(error, BadInput) else BadInput(_words(error)))
+    except (RunFailed, OSError) as error:
+        _say(_failure(error))
+        raise SystemExit(FAILED) from error
 
 
 def _console() -> Console:
@@ -189,6 +202,17 @@ def _started(how: Runtime) -> MPIWorker:
         return start(how)
     except (RuntimeError, ValueError) as error:  # a launcher or a variable, not a program error
         _refuse_alone(error)
+
+
+def _failure(error: RunFailed | OSError) -> Exception:
+    """Return what to say about a run that failed; an error that is no disk's is a bug: raise it."""
+    if isinstance(error, RunFailed):
+        return error
+    if error.errno not in DISK_ERRORS:
+        raise error
+    return RunFailed(
+        f"{error}: the results are not whole; make room and run again, with another --out"
+    )
 
 
 def _raise(error: BadInput) -> NoReturn:

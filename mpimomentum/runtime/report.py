@@ -47,8 +47,6 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
-    if summary["train_loss"] is None:
-        console.print("The run diverged: the loss is not finite. Use a smaller --lr or --mu.")
     console.print(f"run directory: {directory}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -17,6 +17,7 @@ from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import telemetry
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
+from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.monitor import Monitor
@@ -159,14 +160,14 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             seed=config.seed,
         )
 
-    with monitor:
+    with monitor, once(path):
         run = runs.run(
             job.algorithm,
             objective,
             job.stop.steps,
             job.stop.duration_s,
             worker,
-            observe=monitor.observe,
+            observe=finite(monitor.observe),
             keep_x=False,
         )
     if worker.rank != 0:
@@ -206,7 +207,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     began_s = time.monotonic()
     progress = show(config.output.progress, f"{job.size} virtual workers")
     monitor = Monitor(job.stop, config.task.batch_size, workers=job.workers, show=progress)
-    with monitor:
+    with monitor, once(out):
         run = runs.simulate(
             job.algorithm,
             job.objective,
@@ -216,7 +217,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             job.topology,
             clock,
             config.seed,
-            observe=monitor.observe,
+            observe=finite(monitor.observe),
         )
     wall_s = time.monotonic() - began_s
     return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out

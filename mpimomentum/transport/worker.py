@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -131,6 +131,12 @@ class MPIWorker(BaseWorker):
             self.run(self._close(), "closing the worker")
         self._driver.close()
         self._sentinel.stop()
+
+    def abort(self) -> NoReturn:
+        """End the whole job at once, with exit code 1; for a rank that cannot go on."""
+        if self.size > 1:
+            self._driver.abort()
+        raise SystemExit(1)
 
     def __enter__(self) -> MPIWorker:
         return self
