@@ -10,12 +10,14 @@ import sys
 import pytest
 
 from mpimomentum import cli
+from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime import listing, refusal
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in (*cli.RANK_VARIABLES, *(v for v in os.environ if v.startswith("MPIMOMENTUM_"))):
+    for name in (*refusal.RANK_VARIABLES, *(v for v in os.environ if v.startswith("MPIMOMENTUM_"))):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -103,10 +105,10 @@ def test_a_bad_file_is_named(monkeypatch, capsys, tmp_path, text):
     assert "bad.toml" in err
 
 
-@pytest.mark.parametrize("variable", cli.RANK_VARIABLES)
+@pytest.mark.parametrize("variable", refusal.RANK_VARIABLES)
 def test_only_rank_0_says_what_is_wrong_but_all_exit_with_2(monkeypatch, capsys, variable):
     waited = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(refusal.time, "sleep", waited.append)
     monkeypatch.setenv(variable, "1")
     assert outcome(monkeypatch, capsys, "simulate", "--lrr", "1") == (2, "", "")
     assert sum(waited) > 1  # or mpirun would end rank 0 before it has spoken
@@ -135,8 +137,8 @@ def test_list_names_algorithms_parameters_papers_and_the_rest(monkeypatch, capsy
 
 
 def test_every_algorithm_of_the_list_names_a_paper():
-    for cls in cli.ALGORITHMS.values():
-        assert cli._paper(cls).endswith(".")
+    for cls in ALGORITHMS.values():
+        assert listing.paper(cls).endswith(".")
 
 
 @pytest.mark.parametrize("tokens", [["train", "--help"], ["--help"], ["simulate", "--help"]])
