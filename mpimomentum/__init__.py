@@ -22,6 +22,7 @@ from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
 from mpimomentum.runtime.init import init
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
 from mpimomentum.runtime.run import Run, run, simulate
+from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.simulator import Clock
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "AllReduceSGD",
     "AsyncServer",
     "Clock",
+    "LRSchedule",
     "Quadratic",
     "Run",
     "TorchObjective",

@@ -20,6 +20,7 @@ from mpimomentum.data.partition import Partition
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace import slowness
+from mpimomentum.runtime.schedule_config import Schedule
 from mpimomentum.worker import Algorithm
 
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
@@ -269,6 +270,7 @@ class TrainConfig:
     """
 
     method: Method = Method()
+    schedule: Schedule = Schedule()  # noqa: RUF009  # frozen, as the others
     topology: str = "ring"
     task: Task = Task()
     length: Length = Length()

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Handle, Objective, Vector, Window, Worker
 
@@ -91,7 +92,12 @@ def check(algorithm: Algorithm[Any], topology: Topology) -> None:
 
 
 async def train(
-    w: RunWorker, algorithm: Algorithm[Any], x0: Vector, stop: Stop, observe: Observe
+    w: RunWorker,
+    algorithm: Algorithm[Any],
+    x0: Vector,
+    stop: Stop,
+    observe: Observe,
+    schedule: LRSchedule | None = None,
 ) -> Any:
     """Run one rank to the end and return its State.
 
@@ -104,6 +110,8 @@ async def train(
         The same on all ranks.
     stop : Stop
     observe : callable
+    schedule : LRSchedule, optional
+        Sets ``w.lr`` before each step of this rank; without it ``w.lr`` is left alone.
     """
     workers, servers = roles(algorithm, w.size)
     state = algorithm.init(w, x0)
@@ -114,6 +122,8 @@ async def train(
     try:
         if w.rank in workers:
             while await _goes_on(w, algorithm, stop):
+                if schedule is not None:
+                    w.lr = algorithm.lr * schedule.factor(w.step)
                 await algorithm.step(w, state)
                 w.step += 1
                 observe(w, state)

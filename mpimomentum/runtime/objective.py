@@ -36,6 +36,9 @@ class TorchObjective(Objective):
         This rank's inputs, shape (n, …), and targets, shape (n, …); moved to the model's device.
     batch_size : int
         Samples per mini-batch, 1 to n.
+    weight_decay : float
+        λ of L2 regularisation: gradients, not losses, are those of loss + λ/2 ‖x‖², as with
+        ``torch.optim.SGD(weight_decay=λ)``.
 
     Attributes
     ----------
@@ -47,7 +50,8 @@ class TorchObjective(Objective):
     Raises
     ------
     ValueError
-        If the lengths disagree, `batch_size` is not possible, or :class:`FlatModel` refuses.
+        If the lengths disagree, `batch_size` or `weight_decay` is not possible, or
+        :class:`FlatModel` refuses.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class TorchObjective(Objective):
         train_x: Tensor,
         train_y: Tensor,
         batch_size: int,
+        *,
+        weight_decay: float = 0.0,
     ) -> None:
         if len(train_x) != len(train_y):
             raise ValueError(
@@ -67,11 +73,14 @@ class TorchObjective(Objective):
                 f"batch_size {batch_size} is not possible with this rank's {len(train_x)} samples: "
                 f"use a smaller one, or fewer ranks"
             )
+        if not 0 <= weight_decay < float("inf"):
+            raise ValueError(f"weight_decay={weight_decay} must be finite and not negative")
         self.model = model
         self.parameters = FlatModel(model)
         self.flat, self.grad = self.parameters.flat, self.parameters.grad
         self.dim, self.samples = self.parameters.dim, len(train_x)
         self.batch_size = batch_size
+        self.weight_decay = weight_decay
         self._criterion = loss
         self._x = train_x.to(self.parameters.device)
         self._y = train_y.to(self.parameters.device)
@@ -123,7 +132,7 @@ class TorchObjective(Objective):
         return batch
 
     def gradient(self, x: Vector, batch: Tensor) -> Vector:
-        """Return the gradient of the mean loss over `batch` at `x`.
+        """Return the gradient of the mean loss over `batch` at `x`, weight decay included.
 
         Parameters
         ----------
@@ -141,6 +150,7 @@ class TorchObjective(Objective):
         self.parameters.zero_grad()
         self._last_loss = self._backward(self._x[batch], self._y[batch])
         self.parameters.collect()
+        self._decay()
         return self.grad
 
     def gradient_in_parts(self, x: Vector, batch: Tensor, emit: Callable[[Vector], None]) -> Vector:
@@ -165,7 +175,7 @@ class TorchObjective(Objective):
         return g
 
     def full_gradient(self, x: Vector) -> Vector:
-        """Return the gradient of the mean loss over all of this rank's data at `x`.
+        """Return the gradient over all of this rank's data at `x`, weight decay included.
 
         Returns
         -------
@@ -177,6 +187,7 @@ class TorchObjective(Objective):
         for inputs, targets in self._chunks(self._x, self._y):
             self._backward(inputs, targets, weight=len(inputs) / self.samples)
         self.parameters.collect()
+        self._decay()
         return self.grad.clone()
 
     @property
@@ -212,6 +223,14 @@ class TorchObjective(Objective):
                 correct += (outputs.argmax(dim=1) == targets.to(device)).sum()
         return int(correct) / len(test_x)
 
+    def statistics(self) -> Vector:
+        """Return the model's floating-point buffers (BatchNorm's), float64, shape (s,)."""
+        return self.parameters.statistics()
+
+    def load_statistics(self, v: Vector) -> None:
+        """Set the model's floating-point buffers to `v`, shape (s,)."""
+        self.parameters.load_statistics(v)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the data cursor for a checkpoint: the epoch's order and the place in it."""
         return {"order": self._order.clone(), "position": self._position}
@@ -238,6 +257,10 @@ class TorchObjective(Objective):
             loss = self._criterion(self.model(inputs), targets)
             (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _decay(self) -> None:
+        if self.weight_decay:  # at 0 the bits stay as they are
+            self.grad.add_(self.flat, alpha=self.weight_decay)
 
     @staticmethod
     def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

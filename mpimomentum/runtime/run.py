@@ -12,6 +12,8 @@ import torch
 
 from mpimomentum import topology as topologies
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
+from mpimomentum.runtime.schedule import LRSchedule
+from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
 from mpimomentum.simulator import Clock, Simulation
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Objective, Vector
@@ -49,6 +51,9 @@ class Run:
         Payload moved by all ranks.
     busy_rate : float
         Fraction of averages that found a busy peer.
+    statistics : Tensor, float64, shape (s,)
+        Mean of the running statistics (BatchNorm's) of the ranks that computed: what the averaged
+        model is evaluated with; s is 0 without any.
     """
 
     x: Vector
@@ -59,6 +64,9 @@ class Run:
     records: list[dict[str, Any]] = field(repr=False)
     bytes_sent: int
     busy_rate: float
+    statistics: Vector = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.float64), repr=False
+    )
 
     @property
     def tau(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -76,6 +84,7 @@ def simulate(
     clock: Clock | None = None,
     seed: int = 0,
     observe: Observe | None = None,
+    schedule: LRSchedule | None = None,
 ) -> Run:
     """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
 
@@ -94,6 +103,8 @@ def simulate(
     seed : int
     observe : callable, optional
         Called after every step with the worker and its State.
+    schedule : LRSchedule, optional
+        Of the step size, over each worker's own steps.
 
     Returns
     -------
@@ -114,11 +125,12 @@ def simulate(
     simulation = Simulation(graph, clock or Clock(), seed)
     workers, _ = roles(algorithm, size)
     states: list[Any] = [None] * size
+    objectives: list[Any] = [None] * size
 
     async def rank(w: Any) -> None:
-        f = _part(objective, workers, w.rank)
+        objectives[w.rank] = f = _part(objective, workers, w.rank)
         w.bind(f, algorithm.lr)
-        states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore)
+        states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
     simulation.run(rank)
     x = torch.stack([model_of(s) for s in states])
@@ -132,6 +144,12 @@ def simulate(
         records=_by_time([w.records for w in simulation.workers]),
         bytes_sent=sum(w.bytes_sent for w in simulation.workers),
         busy_rate=simulation.busy_rate,
+        statistics=mean_of(
+            [
+                (statistics_of(f), w.step)
+                for f, w in zip(objectives, simulation.workers, strict=True)
+            ]
+        ),
     )
 
 
@@ -143,6 +161,7 @@ def run(
     worker: MPIWorker | None = None,
     observe: Observe | None = None,
     keep_x: bool = True,
+    schedule: LRSchedule | None = None,
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -159,6 +178,8 @@ def run(
         Called after every step of this rank, on the communication thread.
     keep_x : bool
         Whether rank 0 collects every rank's model, n·d numbers.
+    schedule : LRSchedule, optional
+        Of the step size, over this rank's own steps; the same on all ranks.
 
     Returns
     -------
@@ -176,10 +197,11 @@ def run(
 
     async def everything() -> Run:
         begun_bytes = w.bytes_sent
-        state = await train(w, algorithm, x0, stop, observe or _ignore)
+        state = await train(w, algorithm, x0, stop, observe or _ignore, schedule)
         time_s = w.now_s()
         bytes_sent = w.bytes_sent - begun_bytes
         result = await _collect(w, model_of(state), time_s, bytes_sent, keep_x)
+        result.statistics = await mean_over_ranks(w, f)
         await w.release()
         return result
 

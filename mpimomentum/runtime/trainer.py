@@ -25,6 +25,7 @@ from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.progress_bar import show
 from mpimomentum.runtime.run import Run
+from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.simulator import Clock
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm
@@ -43,6 +44,7 @@ class Job:
     workers: int
     dataset: Dataset
     stop: Stop
+    schedule: LRSchedule
 
     @classmethod
     def prepare(cls, config: TrainConfig, size: int) -> Job:
@@ -68,7 +70,8 @@ class Job:
             )
         models.build(config.task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
         stop = config.length.stop(largest, batch_size)
-        return cls(config, topology, algorithm, workers, dataset, stop)
+        schedule = config.schedule.build(stop, workers, batch_size, largest)
+        return cls(config, topology, algorithm, workers, dataset, stop, schedule)
 
     @property
     def size(self) -> int:
@@ -87,11 +90,13 @@ class Job:
             d.train_x[part],
             d.train_y[part],
             task.batch_size,
+            weight_decay=self.config.schedule.weight_decay,
         )
 
     def finish(self, run: Run, out: Path, **known: Any) -> dict[str, Any]:
         """Evaluate the averaged model and write the run directory. On one rank."""
         whole = self.objective(0, 1)
+        whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
         results = telemetry.summary(
             run,
             batch_size=self.config.task.batch_size,
@@ -169,6 +174,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             worker,
             observe=finite(monitor.observe),
             keep_x=False,
+            schedule=job.schedule,
         )
     if worker.rank != 0:
         return None
@@ -218,6 +224,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             clock,
             config.seed,
             observe=finite(monitor.observe),
+            schedule=job.schedule,
         )
     wall_s = time.monotonic() - began_s
     return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out

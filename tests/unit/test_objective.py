@@ -54,7 +54,7 @@ def autograd(model, x, inputs, targets, loss=cross_entropy):
     )
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", ["mlp", "cnn-small", "resnet20"])
 def test_flat_gradient_is_autograds_bit_by_bit(name, rng):
     model = models.build(name, (1, 8, 8), 10)
     reference = copy.deepcopy(model)
