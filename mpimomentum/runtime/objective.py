@@ -146,11 +146,8 @@ class TorchObjective(Objective):
         torch.Tensor
             The buffer `grad`, shape (dim,): the next gradient overwrites it.
         """
-        self.parameters.load(x)
-        self.parameters.zero_grad()
-        self._last_loss = self._backward(self._x[batch], self._y[batch])
-        self.parameters.collect()
-        self._decay()
+        self._batch_gradient(x, batch)
+        self._decay(self.grad)
         return self.grad
 
     def gradient_in_parts(self, x: Vector, batch: Tensor, emit: Callable[[Vector], None]) -> Vector:
@@ -166,13 +163,18 @@ class TorchObjective(Objective):
         """
         if self._buckets is None:
             self._buckets = Buckets(self.parameters)
-        self._buckets.arm(emit)
+
+        def complete(part: Vector) -> None:
+            self._decay(part)
+            emit(part)
+
+        self._buckets.arm(complete)
         try:
-            g = self.gradient(x, batch)
+            self._batch_gradient(x, batch)
             self._buckets.flush()
         finally:
             self._buckets.disarm()
-        return g
+        return self.grad
 
     def full_gradient(self, x: Vector) -> Vector:
         """Return the gradient over all of this rank's data at `x`, weight decay included.
@@ -187,7 +189,7 @@ class TorchObjective(Objective):
         for inputs, targets in self._chunks(self._x, self._y):
             self._backward(inputs, targets, weight=len(inputs) / self.samples)
         self.parameters.collect()
-        self._decay()
+        self._decay(self.grad)
         return self.grad.clone()
 
     @property
@@ -251,6 +253,13 @@ class TorchObjective(Objective):
             )
         self._order, self._position = order.clone(), int(state["position"])
 
+    def _batch_gradient(self, x: Vector, batch: Tensor) -> None:
+        """Fill `grad`, all but the weight decay."""
+        self.parameters.load(x)
+        self.parameters.zero_grad()
+        self._last_loss = self._backward(self._x[batch], self._y[batch])
+        self.parameters.collect()
+
     def _backward(self, inputs: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
         """Add `weight` times the gradient of the mean loss to `grad`; return the loss."""
         with torch.enable_grad():
@@ -258,9 +267,11 @@ class TorchObjective(Objective):
             (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _decay(self) -> None:
+    def _decay(self, part: Vector) -> None:
+        """Add the weight decay to `part`, a slice of `grad` or all of it."""
         if self.weight_decay:  # at 0 the bits stay as they are
-            self.grad.add_(self.flat, alpha=self.weight_decay)
+            start = part.storage_offset() - self.grad.storage_offset()
+            part.add_(self.flat[start : start + len(part)], alpha=self.weight_decay)
 
     @staticmethod
     def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

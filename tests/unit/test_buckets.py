@@ -258,20 +258,21 @@ class Tied(nn.Module):
 SHAPES = {"mlp": (1, 8, 8), "cnn-small": (1, 8, 8), "lenet5": (1, 28, 28), "resnet20": (3, 32, 32)}
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["tied", *SHAPES])
-def test_the_gradient_in_parts_is_the_gradient(name):
+def test_the_gradient_in_parts_is_the_gradient(name, weight_decay):
     rng = np.random.default_rng(0)
     if name == "tied":
         x_all = torch.randn(20, 8)
-        objective = TorchObjective(Tied(), mse_loss, x_all, x_all, 5)
+        objective = TorchObjective(Tied(), mse_loss, x_all, x_all, 5, weight_decay=weight_decay)
     else:
         model = models.build(name, SHAPES[name], 10)
         x_all, y_all = torch.randn(20, *SHAPES[name]), torch.randint(10, (20,))
-        objective = TorchObjective(model, cross_entropy, x_all, y_all, 5)
+        objective = TorchObjective(model, cross_entropy, x_all, y_all, 5, weight_decay=weight_decay)
     x, batch = objective.initial() + 0.01, objective.sample(rng)
     expected = objective.gradient(x, batch).clone()
     parts: list[torch.Tensor] = []
-    g = objective.gradient_in_parts(x, batch, parts.append)
+    g = objective.gradient_in_parts(x, batch, lambda part: parts.append(part.clone()))
     assert torch.equal(g, expected)
     assert torch.equal(torch.cat(parts[::-1]), expected)
     assert torch.equal(objective.gradient(x, batch), expected)  # and emits nothing
