@@ -19,6 +19,7 @@ import os
 
 from mpimomentum import topology
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
+from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.init import init
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
 from mpimomentum.runtime.run import Run, run, simulate
@@ -30,6 +31,7 @@ __all__ = [
     "DPSGD",
     "AllReduceSGD",
     "AsyncServer",
+    "Checkpoints",
     "Clock",
     "LRSchedule",
     "Quadratic",

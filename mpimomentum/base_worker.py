@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Mixing, Objective, Vector
 
 _OWN, _SHARED, _DATA = range(3)
+_STREAMS = ("rng", "shared_rng", "data_rng")
 
 
 def stream(seed: int, which: int, rank: int = 0) -> np.random.Generator:
@@ -46,6 +47,7 @@ class BaseWorker:
         self.shared_rng = stream(self.seed, _SHARED)
         self.data_rng = stream(self.seed, _DATA, self.rank)
         self.records: list[dict[str, Any]] = []
+        self.elapsed_s = 0.0  # of the run before it was resumed
         self._objective: Objective | None = None
 
     def bind(self, objective: Objective, lr: float) -> None:
@@ -53,6 +55,17 @@ class BaseWorker:
         self._restart()
         self._objective = objective
         self.lr = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this worker, ready for JSON."""
+        streams = {name: getattr(self, name).bit_generator.state for name in _STREAMS}
+        return {"step": self.step, "elapsed_s": self.now_s(), "streams": streams}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken; after :meth:`bind`, before the start."""
+        self.step, self.elapsed_s = values["step"], values["elapsed_s"]
+        for name in _STREAMS:
+            getattr(self, name).bit_generator.state = values["streams"][name]
 
     @property
     def objective(self) -> Objective:

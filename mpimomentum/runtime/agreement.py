@@ -92,13 +92,15 @@ def versions() -> dict[str, str]:
 
 def told(worker: MPIWorker, text: str, size_bytes: int = MESSAGE_BYTES) -> list[str]:
     """Return the text of every rank, each cut to `size_bytes`, alike on all. Collective."""
+    exchange = exchanged(worker, text, size_bytes)
+    return worker.run(exchange, "the ranks' answers before a run")
+
+
+async def exchanged(worker: MPIWorker, text: str, size_bytes: int = MESSAGE_BYTES) -> list[str]:
+    """Do the same as :func:`told` inside a run."""
     encoded = text.encode()[:size_bytes]
     padded = torch.frombuffer(bytearray(encoded.ljust(size_bytes, b"\0")), dtype=torch.uint8)
-
-    async def exchange() -> torch.Tensor:
-        return await worker.allgather(padded)
-
-    rows = worker.run(exchange(), "the ranks' answers before a run")
+    rows = await worker.allgather(padded)
     return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 

@@ -41,6 +41,19 @@ class RunWorker(Worker, Protocol):
         """Wait until all ranks are here and nothing is in flight."""
 
 
+class Pauses(Protocol):
+    """What takes checkpoints: :class:`mpimomentum.runtime.checkpoint.Checkpoints`."""
+
+    async def begin(self, w: Any, state: Any, workers: int, synchronous: bool) -> None:
+        """Go on from an earlier part of the run, if there is one; before the first step."""
+
+    def due(self, w: Any) -> bool:
+        """Whether this rank is to pause between two steps."""
+
+    async def pause(self, w: Any, state: Any) -> bool:
+        """Do what is to be done while all ranks are here; False if all are here for the end."""
+
+
 @dataclass(frozen=True)
 class Stop:
     """When a run ends: after `steps` per worker, or `duration_s` seconds for all.
@@ -98,6 +111,7 @@ async def train(
     stop: Stop,
     observe: Observe,
     schedule: LRSchedule | None = None,
+    pauses: Pauses | None = None,
 ) -> Any:
     """Run one rank to the end and return its State.
 
@@ -112,22 +126,31 @@ async def train(
     observe : callable
     schedule : LRSchedule, optional
         Sets ``w.lr`` before each step of this rank; without it ``w.lr`` is left alone.
+    pauses : Pauses, optional
+        Takes checkpoints.
     """
     workers, servers = roles(algorithm, w.size)
     state = algorithm.init(w, x0)
+    if pauses is not None:
+        await pauses.begin(w, state, len(workers), algorithm.synchronous)
     await w.start()
     service = None
     if w.rank in servers and hasattr(algorithm, "serve"):
         service = w.spawn(algorithm.serve(w, state), f"serving on rank {w.rank}")
     try:
-        if w.rank in workers:
-            while await _goes_on(w, algorithm, stop):
+        while True:
+            paused = False
+            while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
                 if schedule is not None:
                     w.lr = algorithm.lr * schedule.factor(w.step)
                 await algorithm.step(w, state)
                 w.step += 1
                 observe(w, state)
-        await w.quiesce()
+                paused = pauses is not None and pauses.due(w)
+            # a pause and the end alike, so that ranks that have finished come to every pause
+            await w.quiesce()
+            if pauses is None or not await pauses.pause(w, state):
+                break
     finally:
         if service is not None:
             w.cancel(service)

@@ -19,6 +19,7 @@ from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Objective, Vector
 
 if TYPE_CHECKING:  # the simulator needs no MPI library
+    from mpimomentum.runtime.checkpoint import Checkpoints
     from mpimomentum.transport import MPIWorker
 
 MakeObjective = Callable[[int, int], Objective]
@@ -162,6 +163,7 @@ def run(
     observe: Observe | None = None,
     keep_x: bool = True,
     schedule: LRSchedule | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -180,6 +182,9 @@ def run(
         Whether rank 0 collects every rank's model, n·d numbers.
     schedule : LRSchedule, optional
         Of the step size, over this rank's own steps; the same on all ranks.
+    checkpoints : Checkpoints, optional
+        When the run saves itself, and from what it goes on. `steps` and `duration_s` count from
+        its first beginning.
 
     Returns
     -------
@@ -194,12 +199,12 @@ def run(
     workers, _ = roles(algorithm, w.size)
     f = _part(objective, workers, w.rank)
     x0 = f.initial()
+    if checkpoints is not None:
+        checkpoints.open(w, algorithm, f.dim)
 
     async def everything() -> Run:
-        begun_bytes = w.bytes_sent
-        state = await train(w, algorithm, x0, stop, observe or _ignore, schedule)
-        time_s = w.now_s()
-        bytes_sent = w.bytes_sent - begun_bytes
+        state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
+        time_s, bytes_sent = w.now_s(), w.bytes_sent
         result = await _collect(w, model_of(state), time_s, bytes_sent, keep_x)
         result.statistics = await mean_over_ranks(w, f)
         await w.release()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -21,12 +23,22 @@ from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
 from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
+from mpimomentum.transport.request_word import RequestWord
 from mpimomentum.transport.requests import Requests
 from mpimomentum.transport.watchdog import Sentinel, Watchdog
 from mpimomentum.transport.window import InboxWindow
-from mpimomentum.worker import Batch, Handle, Vector
+from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a rank's communication came to: bytes of payload, averages begun, those found busy."""
+
+    nbytes: int = 0
+    attempts: int = 0
+    busy: int = 0
 
 
 class MPIWorker(BaseWorker):
@@ -70,6 +82,8 @@ class MPIWorker(BaseWorker):
         self._windows: list[InboxWindow | AccumulateWindow] = []
         self._mailboxes: list[PointToPoint] = []
         self._counters: list[FetchAddCounter] = []
+        self._words: list[RequestWord] = []
+        self._before = Moved()
         if driver not in ("thread", "inline"):
             raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
         self._engine = Engine()
@@ -229,6 +243,12 @@ class MPIWorker(BaseWorker):
         self._counters.append(counter)
         return counter
 
+    def request_word(self) -> RequestWord:
+        """Make the word by which ranks ask all others for a checkpoint. Collective."""
+        word = RequestWord(self.env)
+        self._words.append(word)
+        return word
+
     # -- for the runtime ---------------------------------------------------------------------------
 
     def spawn(self, coroutine: Coro[T], what: str) -> Task[T]:
@@ -242,7 +262,7 @@ class MPIWorker(BaseWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows; time counts from here."""
         await self.collectives.barrier()
-        self._began_s = time.monotonic()
+        self._began_s = time.monotonic() - self.elapsed_s
 
     async def quiesce(self) -> None:
         """Wait until every rank has come here and nothing is in flight any more.
@@ -275,21 +295,47 @@ class MPIWorker(BaseWorker):
     async def release(self) -> None:
         """Free the windows, mailboxes and counters of a run; after :meth:`quiesce`."""
         await self.collectives.barrier()
-        for item in (*self._windows, *self._mailboxes, *self._counters):
+        for item in (*self._windows, *self._mailboxes, *self._counters, *self._words):
             item.close()
-        self._windows, self._mailboxes, self._counters = [], [], []
+        self._windows, self._mailboxes, self._counters, self._words = [], [], [], []
+
+    def bind(self, objective: Objective, lr: float) -> None:
+        """Begin a run."""
+        super().bind(objective, lr)
+        self._before = Moved(nbytes=-self.collectives.bytes_sent)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this worker, ready for JSON."""
+        return super().state_dict() | {"moved": dataclasses.asdict(self._moved())}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken; between :meth:`bind` and :meth:`start`."""
+        super().load_state_dict(values)
+        earlier = Moved(**values["moved"])
+        self._before = Moved(
+            nbytes=self._before.nbytes + earlier.nbytes,
+            attempts=earlier.attempts,
+            busy=earlier.busy,
+        )
+
+    def _moved(self) -> Moved:
+        before = self._before
+        return Moved(
+            nbytes=before.nbytes
+            + self.collectives.bytes_sent
+            + sum(w.bytes_moved for w in self._windows)
+            + sum(m.bytes_sent for m in self._mailboxes),
+            attempts=before.attempts + sum(w.attempts for w in self._windows),
+            busy=before.busy + sum(w.busy for w in self._windows),
+        )
 
     @property
     def bytes_sent(self) -> int:
         """Payload that this rank's communication moved in the current run."""
-        return (
-            self.collectives.bytes_sent
-            + sum(w.bytes_moved for w in self._windows)
-            + sum(m.bytes_sent for m in self._mailboxes)
-        )
+        return self._moved().nbytes
 
     @property
     def busy_rate(self) -> float:
         """Fraction of averages begun here that found a busy peer."""
-        attempts = sum(w.attempts for w in self._windows)
-        return sum(w.busy for w in self._windows) / attempts if attempts else 0.0
+        moved = self._moved()
+        return moved.busy / moved.attempts if moved.attempts else 0.0

@@ -1,0 +1,331 @@
+"""Checkpoints of a run on MPI ranks: when they are taken, what is in them, and going on from one.
+
+A checkpoint is taken at a moment at which every rank is between two steps and nothing is in flight.
+Synchronous algorithms come to it by themselves, at the same step. Of an asynchronous one the rank
+that has made `every` steps since the last checkpoint asks, by a word that every rank looks at
+between two steps; nobody waits until somebody has asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from mpimomentum.runtime import checkpoint_files as files
+from mpimomentum.runtime.agreement import agreed, exchanged, told
+from mpimomentum.runtime.checkpoint_files import Damaged, File, Manifest, Tree
+from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.state import restore, snapshot
+from mpimomentum.worker import Algorithm
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
+    from mpimomentum.transport.request_word import RequestWord
+
+DIRECTORY = "checkpoints"
+CHECKPOINT = 1
+"""The bit of the request word that asks for a checkpoint; the others are free."""
+
+_OFFERED = 20  # checkpoints that `auto` tries, newest first
+
+
+class Part(Protocol):
+    """Something else of this rank that a checkpoint holds, under a name of its own."""
+
+    def state_dict(self) -> Tree:
+        """Return it as tensors and values; called in the program's thread."""
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from there; before the first step, in the program's thread."""
+
+
+class Checkpoints:
+    """When and where a run saves itself, and from what it goes on; for one ``mm.run``.
+
+    Parameters
+    ----------
+    out : Path
+        The run's directory, the same on all ranks, on a file system that all ranks see.
+        Checkpoints lie in ``out/checkpoints``.
+    every : int, optional
+        Steps of a rank between two checkpoints; one is taken at the end, too. None: none at all.
+    keep : int
+        How many of the last ones stay.
+    resume : str or Path
+        "never"; "auto": go on from the newest valid one in `out`, if there is one; or the
+        directory of a checkpoint or of a run.
+    about : mapping, optional
+        Name -> text or number: what else the runs must have in common (model, data, …).
+    parts : mapping, optional
+        Name -> :class:`Part`.
+
+    Attributes
+    ----------
+    last : Path or None
+        The newest checkpoint that this run wrote or went on from.
+    found : Manifest or None
+        Of the checkpoint that the run goes on from; known after :meth:`open`.
+
+    Raises
+    ------
+    BadInput
+        If `every` or `keep` is not possible.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        every: int | None = None,
+        keep: int = 2,
+        resume: str | Path = "never",
+        about: Mapping[str, Any] | None = None,
+        parts: Mapping[str, Part] | None = None,
+    ) -> None:
+        for name, value in (("every", every), ("keep", keep)):
+            if value is not None and value < 1:
+                raise BadInput(f"checkpoints: {name}={value}: at least 1 is needed")
+        self.directory = Path(out).absolute() / DIRECTORY
+        self.last: Path | None = None
+        self.found: Manifest | None = None
+        self.parts = dict(parts or {})
+        self._every, self._keep, self._resume = every, keep, resume
+        self._about = dict(about or {})
+        self._identity: dict[str, Any] = {}
+        self._loaded: Tree | None = None
+        self._opened = False
+        self._workers = 1
+        self._synchronous = True
+        self._word: RequestWord | None = None
+        self._next = 0
+        self._steps: list[int] = []  # of all ranks at the last checkpoint
+
+    # -- before a run ------------------------------------------------------------------------------
+
+    def open(self, w: MPIWorker, algorithm: Algorithm[Any], dim: int) -> None:
+        """Find, check and read the checkpoint to go on from. Collective; a second time nothing.
+
+        Raises
+        ------
+        BadInput
+            On all ranks, if there is none where one is asked for, it is damaged, or the run that
+            wrote it was another.
+        """
+        if self._opened:
+            return
+        about = identity(w, algorithm) | {"dim": dim} | self._about
+        self._identity = json.loads(json.dumps(about, default=str))  # as the manifest will say it
+        offered = agreed(w, lambda: self._offered() if w.rank == 0 else [])
+        offered = [Path(p) for p in json.loads(told(w, json.dumps([str(p) for p in offered]))[0])]
+        for path in offered:
+            if self._take(w, path):
+                break
+        else:
+            if offered:
+                raise BadInput(
+                    f"resume={self._resume}: no checkpoint in {offered[0].parent} is valid: remove "
+                    "them to start anew, or choose another --out"
+                )
+        self._opened = True
+
+    def _offered(self) -> list[Path]:
+        here = files.committed(self.directory)
+        if self._resume == "never":
+            if here:
+                raise BadInput(
+                    f"{self.directory} holds checkpoints already: choose resume=auto, or another "
+                    "directory"
+                )
+            return []
+        if self._resume == "auto":
+            return here[:_OFFERED]
+        path = Path(self._resume).expanduser().absolute()
+        found = [path] if (path / files.MANIFEST).exists() else files.committed(path / DIRECTORY)
+        if not found:
+            raise BadInput(
+                f"resume={self._resume}: there is no checkpoint: give the directory of a "
+                "checkpoint (…/checkpoints/step-000120) or of a run, auto or never"
+            )
+        if len(found) == 1 and here and here[0] != path and path.parent == self.directory:
+            raise BadInput(
+                f"resume={self._resume}: {self.directory} holds a later one, {here[0].name}: "
+                "remove it, or go on in another --out"
+            )
+        return found[:_OFFERED]
+
+    def _take(self, w: MPIWorker, path: Path) -> bool:
+        """Read the checkpoint at `path`; False if it is damaged on any rank."""
+        refused = damaged = ""
+        try:
+            manifest = files.read_manifest(path)
+            refused = _difference(path, manifest.identity, self._identity)
+            if not refused:
+                self._loaded = files.read_part(path, manifest.files[w.rank])
+                self.found, self._steps, self.last = manifest, manifest.steps, path
+        except Damaged as error:
+            damaged = str(error)
+        for reason in told(w, refused):
+            if reason:
+                raise BadInput(reason)
+        reasons = [reason for reason in told(w, damaged) if reason]
+        if not reasons:
+            return True
+        self.found, self._steps, self.last, self._loaded = None, [], None, None
+        if self._resume not in ("auto",) and files.number_of(Path(self._resume)) >= 0:
+            raise BadInput(f"resume={self._resume}: {reasons[0]}; choose another, or auto")
+        if w.rank == 0:
+            sys.stderr.write(f"mpimomentum: warning: {path} is not used: {reasons[0]}\n")
+            sys.stderr.flush()
+        return False
+
+    # -- during a run ------------------------------------------------------------------------------
+
+    async def begin(self, w: MPIWorker, state: Any, workers: int, synchronous: bool) -> None:
+        """Go on from the checkpoint found, if one was. Collective, before the first step."""
+        self._workers, self._synchronous = workers, synchronous
+        if self._loaded is not None:
+            tree, self._loaded = self._loaded, None
+            w.load_state_dict(tree["worker"])
+            await restore(state, tree["state"])
+            await w.compute(lambda: self._load_program(w, tree), "going on from a checkpoint")
+        if self._every is not None:
+            await snapshot(state)  # refuses now what could not be saved later
+            if not synchronous:
+                self._word = w.request_word()
+        self._plan(w.step)
+
+    def due(self, w: MPIWorker) -> bool:
+        """Whether this rank is to come to a checkpoint; after every step. Asks the others."""
+        if self._every is None:
+            return False
+        mine = w.step >= self._next
+        if self._word is None:
+            return mine
+        if mine:
+            self._word.ask(CHECKPOINT)
+        return self._word.asked() != 0
+
+    async def pause(self, w: MPIWorker, state: Any) -> bool:
+        """Save the run if it has moved; when all ranks are here and nothing is in flight.
+
+        Returns
+        -------
+        bool
+            Whether a rank had asked to come here; if none had, all have come to their end.
+
+        Raises
+        ------
+        RunFailed
+            On all ranks, if one cannot write. The checkpoints before stay as they are.
+        """
+        if self._every is None:
+            return False
+        if self._word is None:
+            asked = int(w.step >= self._next)
+        else:
+            asked = self._word.asked()
+            self._word.clear()  # nobody asks before all ranks have come to the next line
+        rows = await w.allgather(torch.tensor([w.step, asked]))
+        steps = rows[:, 0].tolist()
+        if steps != self._steps:
+            await self._save(w, state, steps)
+        self._plan(w.step)
+        return bool(rows[:, 1].any())
+
+    def _plan(self, step: int) -> None:
+        every = self._every or 1
+        self._next = step + every - (step % every if self._synchronous else 0)
+
+    async def _save(self, w: MPIWorker, state: Any, steps: list[int]) -> None:
+        previous = -1 if self.last is None else files.number_of(self.last)
+        number = max(sum(steps) // self._workers, previous + 1)
+        path = files.path_of(self.directory, number)
+        tree = {"worker": w.state_dict(), "state": await snapshot(state)}
+        tree |= await w.compute(lambda: self._program(w), "collecting a checkpoint")
+        # no rank goes on before all have their copies: each of these waits for all
+        await self._together(w, path, lambda: files.prepare(path), only=0)
+        written = await self._together(
+            w, path, lambda: json.dumps(asdict(files.write_part(path, w.rank, tree)))
+        )
+
+        def commit() -> None:
+            parts = [File(**json.loads(text)) for text in written]
+            files.commit(path, Manifest(number, self._identity, steps, parts))
+            files.prune(self.directory, number, self._keep)
+
+        await self._together(w, path, commit, only=0)
+        self.last, self._steps = path, steps
+
+    async def _together(
+        self,
+        w: MPIWorker,
+        path: Path,
+        attempt: Callable[[], object],
+        only: int | None = None,
+    ) -> list[str]:
+        """Make `attempt` on all ranks or one; return what each came to, or fail on all."""
+        answer, failure = "", ""
+        if only is None or w.rank == only:
+            try:
+                answer = str(await w.compute(attempt, "writing a checkpoint"))
+            except OSError as error:
+                failure = str(error) or repr(error)
+        failures = await exchanged(w, failure)
+        for rank, reason in enumerate(failures):
+            if reason:
+                if w.rank == 0:
+                    await w.compute(lambda: files.discard(path), "removing a checkpoint")
+                await exchanged(w, "")
+                valid = f"{self.last} is the last valid one" if self.last else "there is none yet"
+                raise RunFailed(
+                    f"rank {rank} cannot write the checkpoint {path}: {reason}. The run ends; "
+                    f"{valid}. Make room or give write access, then use --resume auto"
+                )
+        return await exchanged(w, answer)
+
+    def _program(self, w: MPIWorker) -> Tree:
+        """Return what the program's thread has: data cursor, torch's streams, parts."""
+        tree: Tree = {"torch": {"cpu": torch.get_rng_state()}}
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            tree["torch"]["cuda"] = torch.cuda.get_rng_state_all()
+        if hasattr(w.objective, "state_dict"):
+            tree["objective"] = w.objective.state_dict()
+        tree["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+        return tree
+
+    def _load_program(self, w: MPIWorker, tree: Tree) -> None:
+        torch.set_rng_state(tree["torch"]["cpu"])
+        if "cuda" in tree["torch"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(tree["torch"]["cuda"])
+        if "objective" in tree and hasattr(w.objective, "load_state_dict"):
+            w.objective.load_state_dict(tree["objective"])
+        for name, part in self.parts.items():
+            if name in tree["parts"]:
+                part.load_state_dict(tree["parts"][name])
+
+
+def identity(w: MPIWorker, algorithm: Algorithm[Any]) -> dict[str, Any]:
+    """Return what two parts of one run have in common: all but the step size, as plain values."""
+    given = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+    plain = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str))}
+    plain.pop("lr", None)
+    where = {"ranks": w.size, "topology": w.topology.name, "seed": w.seed}
+    return {"algorithm": algorithm.name} | plain | where
+
+
+def _difference(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return why a run cannot go on from a checkpoint, or nothing."""
+    names = [n for n in {**saved, **asked} if saved.get(n) != asked.get(n)]
+    if not names:
+        return ""
+    each = [f"{n}={saved.get(n)} there, {n}={asked.get(n)} now" for n in names]
+    return (
+        f"cannot go on from {path}, which another run has made: {'; '.join(each)}. Use the same "
+        "again (lr and the length may change), or start anew with another --out"
+    )
