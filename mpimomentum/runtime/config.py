@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from cyclopts import Parameter
@@ -21,6 +21,7 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace import slowness
 from mpimomentum.runtime.schedule_config import Schedule
+from mpimomentum.topology.build import FILES
 from mpimomentum.worker import Algorithm
 
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
@@ -33,6 +34,10 @@ def _given(config: Any) -> list[tuple[str, Any]]:
     """Return the fields that are not None, with their names."""
     pairs = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
     return [(name, value) for name, value in pairs if value is not None]
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
 
 
 @Parameter(name="*", group="Algorithm")
@@ -155,6 +160,11 @@ class Length:
             )
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise BadInput(f"epochs={self.epochs} must be above 0 and finite")
+        if given and self.epochs is None:
+            try:
+                Stop(self.steps, self.duration_s)
+            except ValueError as error:
+                raise BadInput(str(error)) from error
 
     def stop(self, samples: int, batch_size: int) -> Stop:
         """Return when a worker with `samples` of its own stops.
@@ -282,18 +292,28 @@ class TrainConfig:
         if self.seed < 0:
             raise BadInput(f"seed={self.seed} must not be negative")
 
+    def resolved(self) -> Self:
+        """Return the same run with nothing left to a default or to the folder it is started in."""
+        known = {f.name for f in dataclasses.fields(self.method)}
+        parameters = {k: v for k, v in self.method.parameters().items() if k in known}
+        length = self.length if _given(self.length) else Length(epochs=EPOCHS)
+        is_file = self.topology.endswith(FILES)
+        return dataclasses.replace(
+            self,
+            method=dataclasses.replace(self.method, **parameters),
+            topology=str(_absolute(Path(self.topology))) if is_file else self.topology,
+            task=dataclasses.replace(self.task, data_dir=_absolute(self.task.data_dir)),
+            length=length,
+        )
+
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
         Without `out`, since every run has its own directory, and without `progress`.
         """
         values: dict[str, Any] = {}
-        for name, value in _given(self):
+        for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-            if value is self.method:
-                values |= value.parameters()
-            if value is self.length and not _given(value):
-                values["epochs"] = EPOCHS
         for name in ("out", "progress"):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

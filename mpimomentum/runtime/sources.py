@@ -86,7 +86,7 @@ def read(path: Path, command: str = "train") -> dict[str, Any]:
     known = FIELDS[command]
     for key, value in table.items():
         where = f"{path}, line {_line(text, key)}"
-        if key not in known:
+        if key not in known or isinstance(value, dict):
             raise BadInput(f"{where}: {_unknown_key(key, value, known, command)}")
         if not fits(known[key].hint, value):
             raise BadInput(f"{where}: {key} = {_toml(value)}: {expected(known[key].hint, value)}")

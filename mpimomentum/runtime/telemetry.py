@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,8 +21,8 @@ from mpimomentum.runtime.run import Run
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 
 
-def make_directory(out: Path | None, algorithm: str, ranks: int) -> Path:
-    """Make the directory of a new run, and see that it can be written to.
+def make_directory(out: Path | None, algorithm: str, ranks: int, config: str) -> Path:
+    """Make the directory of a new run, with its configuration in it.
 
     Parameters
     ----------
@@ -29,6 +30,8 @@ def make_directory(out: Path | None, algorithm: str, ranks: int) -> Path:
         May exist, without a run in it; ``runs/DATE-TIME-ALGORITHM-RANKS`` unless given.
     algorithm : str
     ranks : int
+    config : str
+        Of ``config.toml``.
 
     Returns
     -------
@@ -38,8 +41,9 @@ def make_directory(out: Path | None, algorithm: str, ranks: int) -> Path:
     Raises
     ------
     BadInput
-        If it holds a run already, or cannot be made or written to.
+        If it holds a run already, or cannot be made or written to; nothing is left behind then.
     """
+    made: list[Path] = []
     try:
         path = (_unused(algorithm, ranks) if out is None else out.expanduser()).absolute()
         taken = [name for name in (CONFIG, METRICS, SUMMARY) if (path / name).exists()]
@@ -48,10 +52,13 @@ def make_directory(out: Path | None, algorithm: str, ranks: int) -> Path:
                 f"out={out}: {path} holds a run already ({', '.join(taken)}); "
                 "remove it or choose another --out"
             )
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        write(path / ".writable", "")
-        (path / ".writable").unlink()
+        write(path / CONFIG, config)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         where = "the default run directory" if out is None else f"out={out}"
         raise BadInput(f"{where}: {error}; choose a writable --out") from error
     return path

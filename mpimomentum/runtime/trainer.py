@@ -55,6 +55,7 @@ class Job:
         ValueError, OSError
             Whatever does not fit, with the remedy.
         """
+        config = config.resolved()
         topology = topologies.build(config.topology, size)
         algorithm = config.method.build()
         check(algorithm, topology)
@@ -231,6 +232,5 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
 
 
 def _directory(job: Job) -> Path:
-    path = telemetry.make_directory(job.config.output.out, job.algorithm.name, job.size)
-    telemetry.write(path / telemetry.CONFIG, job.config.toml())
-    return path
+    config = job.config
+    return telemetry.make_directory(config.output.out, job.algorithm.name, job.size, config.toml())

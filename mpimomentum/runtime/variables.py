@@ -46,10 +46,10 @@ def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
     """
     driver = environ.get("MPIMOMENTUM_DRIVER", "thread")
     if driver not in DRIVERS:
-        raise BadInput(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
+        raise BadInput(f"MPIMOMENTUM_DRIVER={driver}: choose 'thread' or 'inline'")
     fake = environ.get("MPIMOMENTUM_FAKE_NODES", "1")
     if not fake.isdigit() or int(fake) < 1:
-        raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake!r}: a number of nodes from 1 up is needed")
+        raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake}: a number of nodes from 1 up is needed")
     return Runtime(
         driver,
         _seconds(environ, "MPIMOMENTUM_TIMEOUT_S", Runtime.timeout_s),
@@ -66,5 +66,5 @@ def _seconds(environ: Mapping[str, str], variable: str, default: float) -> float
     except ValueError:
         value = -1.0
     if not 0 < value < math.inf:
-        raise BadInput(f"{variable}={text!r}: a number of seconds above 0 is needed")
+        raise BadInput(f"{variable}={text}: a number of seconds above 0 is needed")
     return value

@@ -66,7 +66,7 @@ def a_run(**changes) -> Run:
 
 def test_default_directory_says_when_what_and_how_many(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = make_directory(None, "ad-psgd", 4)
+    path = make_directory(None, "ad-psgd", 4, "lr = 1\n")
     assert path.is_dir()
     assert path.parent == tmp_path / "runs"
     assert path.name.endswith("-ad-psgd-4")
@@ -75,21 +75,20 @@ def test_default_directory_says_when_what_and_how_many(tmp_path, monkeypatch):
 def test_two_runs_within_a_second_get_two_directories(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(telemetry.time, "strftime", lambda _: "now")
-    assert make_directory(None, "a", 1) != make_directory(None, "a", 1)
+    assert make_directory(None, "a", 1, "lr = 1\n") != make_directory(None, "a", 1, "lr = 1\n")
 
 
 def test_an_empty_directory_is_taken_one_with_a_run_is_not(tmp_path):
-    assert make_directory(tmp_path, "a", 1) == tmp_path
-    assert list(tmp_path.iterdir()) == []  # no trace of the check
-    write(tmp_path / telemetry.SUMMARY, "{}")
+    assert make_directory(tmp_path, "a", 1, "lr = 1\n") == tmp_path
+    (tmp_path / telemetry.CONFIG).rename(tmp_path / telemetry.SUMMARY)
     with pytest.raises(BadInput, match=r"summary\.json.*--out"):
-        make_directory(tmp_path, "a", 1)
+        make_directory(tmp_path, "a", 1, "lr = 1\n")
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="choose a writable --out"):
-        make_directory(tmp_path / "file" / "run", "a", 1)
+        make_directory(tmp_path / "file" / "run", "a", 1, "lr = 1\n")
 
 
 def test_write_leaves_the_old_file_in_whole_if_it_fails(tmp_path, monkeypatch):

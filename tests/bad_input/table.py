@@ -1,0 +1,265 @@
+"""Wrong invocations and configurations, and what the one message about each must contain.
+
+All of these are decided before MPI starts, or in a simulation, and so run in one process; what
+takes ranks is in test_on_ranks.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing done wrong.
+
+    Attributes
+    ----------
+    args : str
+        Of ``mpimomentum``, divided at blanks.
+    words : tuple of str
+        The value that is wrong and the remedy: all must be in the message.
+    files : dict
+        Name → text or bytes of files in the working directory.
+    env : dict
+        Further variables.
+    code : int
+        Exit code.
+    leaves : frozenset of str
+        What may be there afterwards and was not before.
+    """
+
+    args: str
+    words: tuple[str, ...]
+    files: dict[str, str | bytes] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    code: int = 2
+    leaves: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return " ".join([*(f"{k}={v}" for k, v in self.env.items()), self.args])
+
+
+def toml(text: str | bytes, *words: str, command: str = "train") -> Row:
+    return Row(f"{command} run.toml", ("run.toml", *words), {"run.toml": text})
+
+
+def env(variable: str, text: str, *words: str, command: str = "train") -> Row:
+    return Row(command, (f"{variable}={text}" if text else variable, *words), env={variable: text})
+
+
+def npy(array: Any, **how: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **how)
+    return file.getvalue()
+
+
+def matrix(W: Any, *words: str, workers: int = 3, more: str = "") -> Row:
+    args = f"simulate --topology w.npy --workers {workers} --model mlp {more}".strip()
+    return Row(args, ("w.npy", *words), {"w.npy": npy(np.array(W, dtype=float))})
+
+
+def simulate(args: str, *words: str) -> Row:
+    return Row(f"simulate --model mlp {args}", words)
+
+
+THIRD = [[1 / 3] * 3] * 3
+PAIRED = "--algorithm ad-psgd --variant paired"
+DIGITS = gzip.compress(b"0," * 64 + b"7\n")
+
+NAMES = [
+    Row("trian", ("trian", "train")),
+    Row("list ad-psg", ("'ad-psg'", "did you mean ad-psgd")),
+    Row("list models data", ("data", "--help")),
+    Row("train --algoritm x", ("--algoritm", "did you mean --algorithm")),
+    Row("train --workers 3", ("--workers", "flag of mpimomentum simulate")),
+    simulate("--algorithm adpsgd", "'adpsgd'", "did you mean 'ad-psgd'"),
+    simulate("--algorithm sgd", "'sgd'", "There are", "allreduce-sgd"),
+    simulate("--topology rign", "'rign'", "did you mean 'ring'"),
+    Row("simulate --model cnn-smal", ("'cnn-smal'", "did you mean 'cnn-small'")),
+    simulate("--data digit", "'digit'", "did you mean 'digits'"),
+    Row("train --partition labels", ("--partition labels", "did you mean label", "iid")),
+    Row("train --progress loud", ("--progress loud", "lines")),
+    Row("train --variant pared", ("variant='pared'", "'paired'")),
+    Row("train --algorithm d-psgd --mu 0.5", ("mu=0.5", "no such parameter", "leave mu out")),
+    Row("train --servers 2", ("servers=2", "ad-psgd has no such parameter")),
+    toml("lerning_rate = 1\n", "line 1", "unknown key lerning_rate", "Keys are"),
+    toml("seed = 1\nalgoritm = 'x'\n", "line 2", "algoritm", "did you mean algorithm"),
+    toml("batch-size = 8\n", "batch-size", "did you mean batch_size"),
+    toml("workers = 3\n", "workers", "key of mpimomentum simulate"),
+    toml("[algorithm]\nlr = 1\n", "[algorithm] is a table", "lr = 0.1"),
+    env("MPIMOMENTUM_TOPOLGY", "ring", "did you mean MPIMOMENTUM_TOPOLOGY"),
+    env("MPIMOMENTUM_DRIVR", "inline", "did you mean MPIMOMENTUM_DRIVER", command="simulate"),
+]
+
+SYNTAX = [
+    Row("train a.toml b.toml", ("'b.toml'", "one TOML file"), {"a.toml": "", "b.toml": ""}),
+    Row("train --lr 1 --lr 2", ("--lr", "give it once")),
+    Row("train --lr", ("--lr", "needs a value", "--help")),
+    Row("train nowhere.toml", ("nowhere.toml", "No such file", "flags only")),
+    Row("train folder", ("folder", "Is a directory", "give one"), {"folder/x": ""}),
+    Row("train --reweight maybe", ("maybe", "No such file", "TOML file")),
+    toml(b"lr = 0.1 # \xff\n", "byte 11", "save the file as UTF-8"),
+    toml("seed = 1\nlr = \n", "line 2", "a line reads lr = 0.1"),
+    toml("lr = 1\nlr = 2\n", "line 2", "not TOML"),
+    toml('model = "mlp\n', "line 1", "not TOML"),
+    toml("just words\n", "line 1", 'model = "mlp"'),
+]
+
+TYPES = [
+    Row("train --lr fast", ("--lr fast", "a number is needed")),
+    Row("train --steps 1.5", ("--steps 1.5", "a whole number")),
+    Row("train --seed 1e3", ("--seed 1e3", "a whole number")),
+    Row("simulate --workers two", ("--workers two", "a whole number")),
+    toml('lr = "0.1"\n', 'lr = "0.1"', "a number is needed"),
+    toml("lr = true\n", "lr = true", "a number is needed"),
+    toml("lr = [0.1, 0.2]\n", "lr = [0.1, 0.2]", "a number is needed"),
+    toml("lr = 1979-05-27\n", "lr = 1979-05-27", "a number is needed"),
+    toml("steps = 2.5\n", "steps = 2.5", "a whole number"),
+    toml('seed = 1\n\nsteps = "3"\n', "line 3", 'steps = "3"', "a whole number"),
+    toml('reweight = "yes"\n', 'reweight = "yes"', "true or false"),
+    toml("model = 3\n", "model = 3", "text is needed, in quotes"),
+    toml("out = 3\n", "out = 3", "a path is needed, in quotes"),
+    toml('partition = "labels"\n', "did you mean label"),
+    env("MPIMOMENTUM_LR", "abc", "a number is needed"),
+    env("MPIMOMENTUM_STEPS", "1.5", "a whole number"),
+    env("MPIMOMENTUM_REWEIGHT", "maybe", "true or false"),
+    env("MPIMOMENTUM_LR", "", "unset it"),
+]
+
+RANGES = [
+    Row("train --lr nan", ("lr=nan", "finite")),
+    Row("train --lr inf", ("lr=inf", "finite")),
+    Row("train --lr -1", ("lr=-1.0", "not negative")),
+    Row("train --mu 1", ("mu=1.0", "[0, 1)")),
+    Row("train --mu -0.1", ("mu=-0.1", "[0, 1)")),
+    Row("train --mu nan", ("mu=nan", "[0, 1)")),
+    Row("train --batch-size 0", ("batch_size=0", "at least 1")),
+    simulate("--batch-size 500", "batch_size=500", "359 samples", "smaller batch_size"),
+    simulate("--workers 2000", "2000", "use at most 1437 ranks"),
+    Row("train --epochs 0", ("epochs=0", "above 0")),
+    Row("train --epochs inf", ("epochs=inf", "finite")),
+    Row("train --steps -1", ("steps=-1", "not be negative")),
+    Row("train --duration-s 0", ("duration_s=0", "positive")),
+    Row("train --duration-s nan", ("duration_s=nan", "finite")),
+    Row("train --steps 1 --epochs 1", ("steps=1", "epochs=1", "only one")),
+    Row("train a.toml", ("steps=1", "duration_s=3", "one of"), {"a.toml": "steps=1\nduration_s=3"}),
+    Row("train --seed -1", ("seed=-1", "not be negative")),
+    Row("simulate --workers 0", ("workers=0", "at least 1")),
+    Row("train --algorithm async-server --servers 0", ("servers=0", "at least one rank")),
+    simulate("--algorithm async-server --servers 5", "servers=5", "start more ranks"),
+    simulate("--algorithm async-server --servers 4 --dedicated", "servers=4", "start more ranks"),
+    Row("train --slow 0=2", ("'0=2'", "RANK:FACTOR")),
+    Row("train --slow 0:0", ("'0:0'", "RANK:FACTOR")),
+    Row("train --slow x:2", ("'x:2'", "RANK:FACTOR")),
+    Row("train --slow 0:2,0:3", ("rank 0 twice", "one factor")),
+    simulate("--slow 9:2", "'9:2'", "the ranks are 0 to 3"),
+    Row("train --jitter -1", ("jitter=-1", "not negative")),
+    Row("train --jitter nan", ("jitter=nan", "finite")),
+    Row("train --compute-s -0.1", ("compute_s=-0.1", "not negative")),
+    simulate("--latency-s -1", "latency_s=-1", "not negative"),
+    simulate("--bandwidth-Bps 0", "bandwidth_Bps=0", "above 0"),
+    simulate("--network mesh", "network='mesh'", "fat-tree:K"),
+    simulate("--network fat-tree:x", "network='fat-tree:x'", "fat-tree:K"),
+]
+
+SIZES = [
+    simulate("--topology hypercube --workers 6", "6", "use 4 or 8"),
+    simulate("--topology torus --workers 7", "7, a prime", "use 6 or 8"),
+    simulate("--topology bipartite-exponential --workers 5", "5", "use 4 or 6"),
+    simulate(f"{PAIRED} --workers 5", "ring of 5 ranks", "ring of even size"),
+    simulate(f"{PAIRED} --topology complete", "complete of 4", "bipartite-exponential"),
+    Row("simulate", ("a launcher started 4", "--workers"), env={"OMPI_COMM_WORLD_SIZE": "4"}),
+]
+
+MATRICES = [
+    matrix([[0.5, 0.5, 0], [0.5, 0.5, 0]], "square", "(2, 3)"),
+    matrix(THIRD, "3 ranks", "start 3 ranks", workers=4),
+    matrix(np.ones((3, 3)), "sum to 1", "Divide each row"),
+    matrix([[math.nan, 1, 0], [0, 1, 0], [0, 0, 1]], "nan", "finite number"),
+    matrix([[1.5, -0.5, 0], [-0.5, 1, 0.5], [0, 0.5, 0.5]], "-0.5", "must not be negative"),
+    matrix(np.eye(3), "not connected", "--topology ring"),
+    matrix([[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]], "not strongly connected", "Add edges back"),
+    matrix(
+        [[0.5, 0.25, 0.25], [0.5, 0.5, 0], [0.5, 0, 0.5]],
+        "doubly stochastic",
+        "transpose W",
+        more="--algorithm d-psgd",
+    ),
+    matrix([[0, 1], [1, 0]], "lazy", workers=2, more="--algorithm d-psgd"),
+    Row("simulate --topology w.npy", ("w.npy", "No such file", "numpy.save")),
+    Row("simulate --topology w.npy", ("w.npy", "numpy.save"), {"w.npy": "0.5 0.5\n0.5 0.5\n"}),
+    Row("simulate --topology w.npy", ("w.npy", "numpy.save"), {"w.npy": npy(THIRD)[:150]}),
+    Row(
+        "simulate --topology w.npy",
+        ("w.npy", "numpy.save", "plain numbers"),
+        {"w.npy": npy(np.array([{}]), allow_pickle=True)},
+    ),
+    Row("simulate --topology w.csv", ("w.csv", "numpy.savetxt"), {"w.csv": "a,b\nc,d\n"}),
+    Row("simulate --topology w.csv", ("w.csv", "numpy.savetxt"), {"w.csv": "1,2\n3\n"}),
+    Row("simulate --topology w.txt", ("'w.txt'", ".npy or .csv"), {"w.txt": "1\n"}),
+]
+
+DATA = [
+    simulate("--data-dir nowhere", "nowhere", "digits.csv.gz", "leave data_dir out"),
+    Row(
+        "simulate --data-dir d",
+        ("digits.csv.gz", "truncated", "restore it"),
+        {"d/digits.csv.gz": gzip.compress(b"0," * 64 + b"7\n")[:-9]},
+    ),
+    Row(
+        "simulate --data-dir d",
+        ("digits.csv.gz", "expected 1797 rows", "shape (1, 65)"),
+        {"d/digits.csv.gz": DIGITS},
+    ),
+    Row(
+        "simulate --data-dir d",
+        ("digits.csv.gz", "expected 1797 rows", "restore it"),
+        {"d/digits.csv.gz": b"PK\x03\x04 not gzip"},
+    ),
+]
+
+OUT = [
+    Row("simulate --out o", ("out=o", "choose a writable --out"), {"o": "a file"}),
+    Row("simulate --out o/p", ("out=o/p", "choose a writable --out"), {"o": "a file"}),
+    Row("simulate --out /proc/o", ("out=/proc/o", "choose a writable --out")),
+    Row("simulate --out o", ("holds a run already", "summary.json"), {"o/summary.json": "{}"}),
+]
+
+RUNTIME = [
+    env("MPIMOMENTUM_DRIVER", "threads", "choose 'thread' or 'inline'"),
+    env("MPIMOMENTUM_TIMEOUT_S", "0", "above 0"),
+    env("MPIMOMENTUM_TIMEOUT_S", "soon", "seconds"),
+    env("MPIMOMENTUM_BACKOFF_S", "-1", "above 0"),
+    env("MPIMOMENTUM_BACKOFF_S", "inf", "above 0"),
+    env("MPIMOMENTUM_FAKE_NODES", "x", "a number of nodes"),
+]
+
+FAILURES = [
+    Row(
+        f"simulate --model mlp --out o --progress off --lr 1e30 --algorithm {algorithm}",
+        ("training loss is", "step 11", "lr=1e+30", "smaller --lr"),
+        code=1,
+        leaves=frozenset({"o", "o/config.toml", "o/failure.txt"}),
+    )
+    for algorithm in ("allreduce-sgd", "ad-psgd")
+]
+
+ROWS = [
+    *NAMES,
+    *SYNTAX,
+    *TYPES,
+    *RANGES,
+    *SIZES,
+    *MATRICES,
+    *DATA,
+    *OUT,
+    *RUNTIME,
+    *FAILURES,
+]

@@ -1,0 +1,117 @@
+"""For any valid configuration c: reading the TOML of c gives c, with every default filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from mpimomentum import cli, data, models, topology
+from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime.config import LENGTHS, Method, SimulateConfig, TrainConfig
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.fields import fields_of, fits
+
+CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
+DRAWS = 50
+OF_ONE_RUN = ("out", "progress")  # not in a config.toml
+
+TEXTS = {
+    "algorithm": tuple(ALGORITHMS),
+    "variant": ("lockfree", "paired", "cta", "atc"),
+    "topology": (*topology.names(), "/a/w.csv", '/a "quoted" \\ é.npy'),
+    "model": tuple(models.names()),
+    "data": tuple(data.names()),
+    "slow": ("0:10", "0:0.5,3:2"),
+    "network": ("shared", "fat-tree:4"),
+}
+"""Possible values of the fields that are text; a new one needs a row."""
+
+
+def value(source: random.Random, name: str, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return source.choice(get_args(hint))
+    if get_origin(hint) is tuple:
+        return tuple(value(source, name, get_args(hint)[0]) for _ in range(source.randint(1, 3)))
+    if hint is bool:
+        return source.random() < 0.5
+    if hint is int:
+        return source.randint(1, 10**6)
+    if hint is float:
+        return source.choice((1e-7, 0.1, 0.5, 1 / 3, 1.0, 30.0, 12345.678, math.inf))
+    if hint is Path:
+        return Path(source.choice(("/data", '/with space/"and" quotes\\')))
+    return source.choice(TEXTS[name])
+
+
+def tree(config: type[Any], values: dict[str, Any]) -> Any:
+    """Put flat values into the tree of dataclasses."""
+    hints = get_type_hints(config)
+    given = {}
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(hints[field.name]):
+            given[field.name] = tree(hints[field.name], values)
+        elif field.name in values:
+            given[field.name] = values[field.name]
+    return config(**given)
+
+
+def drawn(source: random.Random, config: type[Any]) -> tuple[Any, set[str]]:
+    """Return a random configuration that is not refused, and the fields given."""
+    fields = fields_of(config)
+    of_method = {f.name for f in dataclasses.fields(Method)}
+    while True:
+        algorithm = source.choice(tuple(ALGORITHMS))
+        its = {f.name for f in dataclasses.fields(ALGORITHMS[algorithm])} | {"algorithm"}
+        names = {n for n in fields if source.random() < 0.3 and (n not in of_method or n in its)}
+        names -= set(source.sample(LENGTHS, 2))
+        values = {name: value(source, name, fields[name].hint) for name in sorted(names)}
+        try:
+            return tree(config, values | {"algorithm": algorithm}), names
+        except (BadInput, ValueError):  # such as mu = 12345
+            continue
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_what_is_written_is_what_is_read(command, tmp_path, monkeypatch):
+    for variable in [v for v in os.environ if v.startswith("MPIMOMENTUM_")]:
+        monkeypatch.delenv(variable)
+    source = random.Random(command)
+    file = tmp_path / "config.toml"
+    ever_given: set[str] = set()
+    for _ in range(DRAWS):
+        config, names = drawn(source, CONFIGS[command])
+        ever_given |= names
+        file.write_text(config.toml(), encoding="utf-8")
+        _, bound, _ = cli.app.parse_args(
+            [command, str(file)], exit_on_error=False, print_error=False
+        )
+        read = bound.kwargs["config"]
+        alike = dataclasses.replace(read, output=config.output)
+        assert alike == config.resolved()
+        assert read.toml() == config.toml()
+    assert ever_given == set(fields_of(CONFIGS[command])), "a field that no draw has tried"
+
+
+@pytest.mark.parametrize("config", CONFIGS.values())
+def test_every_field_has_words_and_a_default_of_its_type(config):
+    for name, field in fields_of(config).items():
+        assert field.about, f"{name} is not in the docstring of its class"
+        assert field.default is None or fits(field.hint, _as_toml(field.default)), name
+
+
+@pytest.mark.parametrize("config", CONFIGS.values())
+def test_only_what_belongs_to_one_run_is_left_out_of_the_file(config):
+    written = tomllib.loads(config().toml())
+    left_out = {n for n, f in fields_of(config).items() if f.default is not None} - set(written)
+    assert left_out <= set(OF_ONE_RUN)
+
+
+def _as_toml(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
