@@ -169,6 +169,20 @@ RANGES = [
     simulate("--network fat-tree:x", "network='fat-tree:x'", "fat-tree:K"),
 ]
 
+SCHEDULES = [
+    Row("train --lr-schedule cos", ("--lr-schedule cos", "did you mean cosine")),
+    Row("train --lr-schedule step", ("lr_schedule='step'", "needs milestones")),
+    Row("train --milestones 5", ("milestones='5'", "leave milestones out")),
+    Row("train --lr-schedule step --milestones 9,5", ("milestones='9,5'", "epochs that ascend")),
+    Row("train --lr-schedule step --milestones a", ("milestones='a'", "such as 15,25")),
+    Row("train --warmup-epochs -1", ("warmup_epochs=-1", "not negative")),
+    Row("train --weight-decay nan", ("weight_decay=nan", "finite")),
+    Row("train --lr-decay inf", ("lr_decay=inf", "finite")),
+    Row("train --reference-batch 0", ("reference_batch=0", "at least 1")),
+    simulate("--epochs 1 --warmup-epochs 5", "warmup_epochs=5", "use fewer"),
+    simulate("--duration-s 9 --lr-schedule cosine", "duration_s=9", "give epochs or steps"),
+]
+
 SIZES = [
     simulate("--topology hypercube --workers 6", "6", "use 4 or 8"),
     simulate("--topology torus --workers 7", "7, a prime", "use 6 or 8"),
@@ -256,6 +270,7 @@ ROWS = [
     *SYNTAX,
     *TYPES,
     *RANGES,
+    *SCHEDULES,
     *SIZES,
     *MATRICES,
     *DATA,

@@ -30,8 +30,12 @@ TEXTS = {
     "data": tuple(data.names()),
     "slow": ("0:10", "0:0.5,3:2"),
     "network": ("shared", "fat-tree:4"),
+    "milestones": ("5", "1.5,20"),
 }
 """Possible values of the fields that are text; a new one needs a row."""
+
+NEEDS = {"milestones": {"lr_schedule": "step"}}
+"""What else must be given with a field, or hardly a draw would be valid."""
 
 
 def value(source: random.Random, name: str, hint: Any) -> Any:
@@ -72,6 +76,8 @@ def drawn(source: random.Random, config: type[Any]) -> tuple[Any, set[str]]:
         names = {n for n in fields if source.random() < 0.3 and (n not in of_method or n in its)}
         names -= set(source.sample(LENGTHS, 2))
         values = {name: value(source, name, fields[name].hint) for name in sorted(names)}
+        for name in names & NEEDS.keys():
+            values |= NEEDS[name]
         try:
             return tree(config, values | {"algorithm": algorithm}), names
         except (BadInput, ValueError):  # such as mu = 12345
