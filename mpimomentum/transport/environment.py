@@ -148,7 +148,7 @@ def _node_of_each_rank(comm: MPI.Intracomm) -> list[int]:
     if fake is not None:
         if len(set(fakes)) > 1 or not fake.isdigit() or not 1 <= int(fake) <= comm.size:
             raise ValueError(
-                f"MPIMOMENTUM_FAKE_NODES={fake!r}: a number from 1 to {comm.size}, the same on all "
+                f"MPIMOMENTUM_FAKE_NODES={fake}: a number from 1 to {comm.size}, the same on all "
                 "ranks, is needed"
             )
         return [r * int(fake) // comm.size for r in range(comm.size)]

@@ -1,0 +1,109 @@
+"""What only shows on ranks: they differ, one of them lacks something, or a run fails under way."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bad_input.test_one_process import tree
+from tests.jobs.refused_world import CASES, SIZE
+from tests.launch import launch
+
+TRAIN = ("-m", "mpimomentum", "train", "--model", "mlp", "--progress", "off")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, str]]]:
+    """Return what came of every case, by rank; all in one job."""
+    tmp_path = tmp_path_factory.mktemp("world")
+    folder = tmp_path / "folder"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "taken").mkdir()
+    (folder / "taken" / "summary.json").write_text("{}")
+    (folder / "good.toml").write_text("batch_size = 8\n")
+    (folder / "bad.toml").write_text("batch_size = 8\nlr = \n")
+    before = tree(folder)
+    done = launch(SIZE, "-m", "tests.jobs.refused_world", str(folder), tmp_path=tmp_path)
+    assert done.returncode == 0, done.output
+    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(SIZE)]
+    after = {
+        name: content
+        for name, content in tree(folder).items()
+        if name not in {f"{rank}.json" for rank in range(SIZE)}
+    }
+    assert after == before
+    return {name: [by_rank[rank][name] for rank in range(SIZE)] for name in CASES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rank_0_says_what_is_wrong_on_any_and_all_refuse(name: str, world) -> None:
+    codes, said = zip(*world[name], strict=True)
+    assert codes == (2,) * SIZE, said
+    assert said[0].startswith("mpimomentum: ")
+    assert said[0].count("\n") == 1
+    assert said[1:] == ("",) * (SIZE - 1)
+    for word in CASES[name].words:
+        assert word in said[0]
+
+
+def messages(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "mpimomentum: " in line]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ((), ("--lr", "0.3"), "the ranks differ in lr"),
+        (("--lr", "fast"), (), "--lr fast: a number is needed"),
+    ],
+)
+def test_two_commands_under_one_mpirun_are_refused_as_one(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...], message: str
+) -> None:
+    out = ("--out", str(tmp_path / "o"))
+    command = [*TRAIN, *out, *first, ":", "-n", "1", sys.executable, *TRAIN, *out, *second]
+    done = launch(1, *command, tmp_path=tmp_path)
+    assert done.returncode == 2, done.output
+    assert len(messages(done.output)) == 1
+    assert message in messages(done.output)[0]
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "ad-psgd"])
+def test_a_run_that_diverges_ends_with_one_message(tmp_path: Path, algorithm: str) -> None:
+    out = tmp_path / "o"
+    flags = ("--algorithm", algorithm, "--lr", "1e30", "--epochs", "100", "--out", str(out))
+    done = launch(3, *TRAIN, *flags, tmp_path=tmp_path)
+    assert done.returncode == 1, done.output
+    said = messages(done.output)
+    assert len(said) == 1, done.output
+    assert re.search(r"rank \d: the training loss is \S+ at step \d+, with lr=1e\+30", said[0])
+    assert "smaller --lr" in said[0]
+    assert "Traceback" not in done.output
+    assert (out / "failure.txt").read_text().strip() in said[0]
+    assert not (out / "summary.json").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_message(tmp_path: Path) -> None:
+    args = (*TRAIN[2:], "--steps", "3", "--out", str(tmp_path / "o"))
+    done = launch(2, "-m", "tests.jobs.faulty", "disk", *args, tmp_path=tmp_path)
+    assert done.returncode == 1, done.output
+    said = messages(done.output)
+    assert len(said) == 1, done.output
+    assert "summary.json" in said[0]
+    assert "make room" in said[0]
+    assert "Traceback" not in done.output
+
+
+def test_a_bug_on_one_rank_gives_its_traceback_and_ends_the_job(tmp_path: Path) -> None:
+    args = (*TRAIN[2:], "--epochs", "500", "--out", str(tmp_path / "o"))
+    done = launch(3, "-m", "tests.jobs.faulty", "bug", *args, tmp_path=tmp_path)
+    assert done.returncode not in (0, 2), done.output
+    assert "rank 1 | Traceback" in done.output
+    assert "rank 1 | KeyError: 'a bug in this algorithm'" in done.output
+    assert messages(done.output) == []
