@@ -1,4 +1,4 @@
-"""The command ``mpimomentum``: train, simulate, list."""
+"""The command ``mpimomentum``: train, simulate, list, doctor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from mpimomentum.runtime import listing, trainer
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.divergence import check_end
+from mpimomentum.runtime.doctor.diagnosis import Examination
+from mpimomentum.runtime.doctor.place import PARAMETERS, Place
+from mpimomentum.runtime.doctor.table import printer
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.refusal import (
     FAILED,
@@ -117,6 +121,38 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     result = trainer.simulate(config)
     report(*result, _console())
     check_end(result[0]["train_loss"])
+
+
+@app.command
+def doctor(
+    *,
+    json: bool = False,
+    parameters: Annotated[float, Parameter(validator=Number(gte=1))] = PARAMETERS,
+    limit_s: Annotated[float, Parameter(validator=Number(gt=0))] = 20.0,
+) -> None:
+    """Say what is here, what that means for a run, and what to do where it is not well.
+
+    Alone it looks at this machine; under mpirun or srun the ranks also try what training needs.
+    Exit codes: 0 nothing failed, 1 something did (warnings do not count), 2 bad input.
+
+    ```
+    mpimomentum doctor
+    mpirun -n 4 mpimomentum doctor --parameters 11e6
+    srun --mpi=pmix -N 2 --ntasks-per-node=4 mpimomentum doctor --json
+    ```
+
+    Parameters
+    ----------
+    json : bool
+        One JSON object instead of the table.
+    parameters : float
+        Size of the model that is to fit into shared memory.
+    limit_s : float
+        Longest that a self-test may take, in seconds.
+    """
+    place = Place.of(parameters=int(parameters))
+    if not Examination(place, limit_s, printer(place, json)).run():
+        raise SystemExit(FAILED)
 
 
 @app.command(name="list")

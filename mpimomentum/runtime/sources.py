@@ -40,7 +40,7 @@ def from_environment(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     if not _fields(commands):
         return
     for variable in sorted(v for v in os.environ if v.startswith(PREFIX)):
-        _check_variable(variable, os.environ[variable])
+        check_variable(variable, os.environ[variable])
     _one_length(Env(PREFIX, command=False), app, commands, arguments)
 
 
@@ -110,8 +110,13 @@ def _fields(commands: tuple[str, ...]) -> dict[str, Field]:
     return FIELDS.get(commands[0], {}) if commands else {}
 
 
-def _check_variable(variable: str, text: str) -> None:
-    """Refuse a variable that no command and no rank reads, or of which the value is no value."""
+def check_variable(variable: str, text: str) -> None:
+    """Refuse a variable that no command and no rank reads, or of which the value is no value.
+
+    Raises
+    ------
+    BadInput
+    """
     known: dict[str, Field] = {}
     for fields in FIELDS.values():  # one environment serves all commands
         known |= {field.variable: field for field in fields.values()}

@@ -178,6 +178,24 @@ class Engine:
             self.tasks.append(task)
         return task
 
+    async def within(self, limit_s: float, coroutine: Coro[T], what: str) -> T:
+        """Await `coroutine`, but not for longer than `limit_s` seconds.
+
+        Raises
+        ------
+        TimeoutError
+            With what the coroutine, now stopped, waited for.
+        """
+        task = Task(coroutine, what)
+        self.begin(task)
+        end_s = time.monotonic() + limit_s
+        await Poll(lambda: task.done or time.monotonic() > end_s or None, what)
+        if not task.done:
+            waited_for = task.waits_for()
+            self.cancel(task)
+            raise TimeoutError(f"waited {limit_s:g} s for {waited_for}")
+        return task.result()
+
     def keep(self, handle: Handle[T]) -> Handle[T]:
         """Hold `handle`, and with it its buffers, until it is done, awaited or not."""
         if not handle.test():

@@ -255,6 +255,10 @@ class MPIWorker(BaseWorker):
         """Run `coroutine` beside the current one."""
         return self._engine.spawn(coroutine, what)
 
+    async def within(self, limit_s: float, coroutine: Coro[T], what: str) -> T:
+        """Await `coroutine` for `limit_s` seconds at most, then raise TimeoutError."""
+        return await self._engine.within(limit_s, coroutine, what)
+
     def cancel(self, task: Task[Any]) -> None:
         """Stop what :meth:`spawn` started."""
         self._engine.cancel(task)
