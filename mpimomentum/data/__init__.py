@@ -1,7 +1,18 @@
 """Data sets by name, and their division among ranks."""
 
-from mpimomentum.data.dataset import Dataset
-from mpimomentum.data.partition import shard
-from mpimomentum.data.registry import load, names
+from mpimomentum.data.augment import Augment, CropAndFlip
+from mpimomentum.data.dataset import Dataset, from_pixels
+from mpimomentum.data.partition import shard, shards
+from mpimomentum.data.registry import from_tensors, load, names
 
-__all__ = ["Dataset", "load", "names", "shard"]
+__all__ = [
+    "Augment",
+    "CropAndFlip",
+    "Dataset",
+    "from_pixels",
+    "from_tensors",
+    "load",
+    "names",
+    "shard",
+    "shards",
+]

@@ -44,7 +44,7 @@ def load(data_dir: Path | None = None) -> Dataset:
         If it is truncated or holds something else.
     """
     table = _read(_locate(data_dir))
-    images = torch.from_numpy(table[:, :PIXELS]).view(-1, 1, 8, 8)
+    images = torch.from_numpy(table[:, :PIXELS].astype(np.uint8)).view(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, PIXELS])
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     is_test[torch.argsort(labels, stable=True)[::TEST_EVERY]] = True

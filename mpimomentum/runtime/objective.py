@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from mpimomentum.runtime.objectives.buckets import Buckets
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.objectives.quadratic import Quadratic
+from mpimomentum.runtime.objectives.samples import CHUNK, AugmentedBatch, Samples
 from mpimomentum.worker import Objective, Vector
 
 __all__ = ["FlatModel", "Quadratic", "TorchObjective"]
-
-EVALUATION_CHUNK = 1024  # samples per forward pass where all the data are gone through
 
 
 class TorchObjective(Objective):
@@ -34,11 +33,22 @@ class TorchObjective(Objective):
         ``loss(outputs, targets)``, a scalar: the *mean* over the samples given.
     train_x, train_y : torch.Tensor
         This rank's inputs, shape (n, …), and targets, shape (n, …); moved to the model's device.
+        Not copied if they are there already, and never written.
     batch_size : int
         Samples per mini-batch, 1 to n.
     weight_decay : float
         λ of L2 regularisation: gradients, not losses, are those of loss + λ/2 ‖x‖², as with
         ``torch.optim.SGD(weight_decay=λ)``.
+    prepare : callable, optional
+        ``prepare(x)`` makes of stored inputs what the model takes: for each batch of training and
+        evaluation. By default inputs are stored as the model takes them.
+    augment : callable, optional
+        ``augment(x, generator)`` changes the stored inputs of a training batch at random, before
+        `prepare`; `generator` is a torch.Generator on the CPU. What :meth:`full_gradient` and
+        :meth:`loss` go through, and batches of given indices, are left as they are.
+    part : torch.Tensor, optional
+        Indices of this rank's samples in `train_x`, int64, shape (n,), where that holds the data
+        of several ranks; by default all.
 
     Attributes
     ----------
@@ -63,14 +73,16 @@ class TorchObjective(Objective):
         batch_size: int,
         *,
         weight_decay: float = 0.0,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        part: Tensor | None = None,
     ) -> None:
-        if len(train_x) != len(train_y):
+        device = next(model.parameters(), torch.empty(0)).device  # none: FlatModel refuses
+        self._data = Samples(train_x, train_y, device, prepare, augment, part)
+        self.samples = len(self._data)
+        if not 1 <= batch_size <= self.samples:
             raise ValueError(
-                f"{len(train_x)} inputs (train_x) but {len(train_y)} targets (train_y)"
-            )
-        if not 1 <= batch_size <= len(train_x):
-            raise ValueError(
-                f"batch_size {batch_size} is not possible with this rank's {len(train_x)} samples: "
+                f"batch_size {batch_size} is not possible with this rank's {self.samples} samples: "
                 f"use a smaller one, or fewer ranks"
             )
         if not 0 <= weight_decay < float("inf"):
@@ -78,12 +90,10 @@ class TorchObjective(Objective):
         self.model = model
         self.parameters = FlatModel(model)
         self.flat, self.grad = self.parameters.flat, self.parameters.grad
-        self.dim, self.samples = self.parameters.dim, len(train_x)
+        self.dim = self.parameters.dim
         self.batch_size = batch_size
         self.weight_decay = weight_decay
         self._criterion = loss
-        self._x = train_x.to(self.parameters.device)
-        self._y = train_y.to(self.parameters.device)
         self._initial = self.flat.clone()
         self._order = torch.empty(0, dtype=torch.int64)  # this epoch's; none is begun
         self._position = 0
@@ -94,7 +104,9 @@ class TorchObjective(Objective):
         """Return a copy of the parameters that the model came with, shape (dim,)."""
         return self._initial.clone()
 
-    def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> Tensor:
+    def sample(
+        self, rng: np.random.Generator, indices: Sequence[int] | None = None
+    ) -> Tensor | AugmentedBatch:
         """Draw a mini-batch without replacement, or take the one given.
 
         Every epoch goes through the data once, in a new order drawn from `rng`. All batches have
@@ -103,14 +115,16 @@ class TorchObjective(Objective):
         Parameters
         ----------
         rng : numpy.random.Generator
-            The data's stream; drawn from once an epoch, not at all if `indices` are given.
+            The data's stream; drawn from once an epoch, and once a batch if there is augmentation;
+            not at all if `indices` are given.
         indices : sequence of int, optional
             Samples of the batch, any number of them; the epoch is not advanced.
 
         Returns
         -------
-        torch.Tensor
-            Indices of the samples, int64, shape (batch,), on the CPU.
+        torch.Tensor or AugmentedBatch
+            Indices of the samples, int64, shape (batch,), on the CPU; with augmentation, and no
+            `indices` given, also the seed of this batch's.
 
         Raises
         ------
@@ -129,16 +143,18 @@ class TorchObjective(Objective):
             self._order = torch.from_numpy(rng.permutation(self.samples))
             self._position = missing
             batch = torch.cat([batch, self._order[:missing]])
+        if self._data.augmented:
+            return AugmentedBatch(batch, int(rng.integers(2**63)))
         return batch
 
-    def gradient(self, x: Vector, batch: Tensor) -> Vector:
+    def gradient(self, x: Vector, batch: Tensor | AugmentedBatch) -> Vector:
         """Return the gradient of the mean loss over `batch` at `x`, weight decay included.
 
         Parameters
         ----------
         x : torch.Tensor
             Point, shape (dim,); copied, and may be changed once this returns.
-        batch : torch.Tensor
+        batch : torch.Tensor or AugmentedBatch
             What :meth:`sample` returned.
 
         Returns
@@ -150,7 +166,9 @@ class TorchObjective(Objective):
         self._decay(self.grad)
         return self.grad
 
-    def gradient_in_parts(self, x: Vector, batch: Tensor, emit: Callable[[Vector], None]) -> Vector:
+    def gradient_in_parts(
+        self, x: Vector, batch: Tensor | AugmentedBatch, emit: Callable[[Vector], None]
+    ) -> Vector:
         """Return :meth:`gradient`, having called `emit` with each part of it once it was final.
 
         Parameters
@@ -186,7 +204,7 @@ class TorchObjective(Objective):
         """
         self.parameters.load(x)
         self.parameters.zero_grad()
-        for inputs, targets in self._chunks(self._x, self._y):
+        for inputs, targets in self._data.chunks():
             self._backward(inputs, targets, weight=len(inputs) / self.samples)
         self.parameters.collect()
         self._decay(self.grad)
@@ -202,7 +220,7 @@ class TorchObjective(Objective):
         self.parameters.load(x)
         total = torch.zeros((), dtype=torch.float64, device=self.parameters.device)
         with self.parameters.evaluating():
-            for inputs, targets in self._chunks(self._x, self._y):
+            for inputs, targets in self._data.chunks():
                 total += self._criterion(self.model(inputs), targets) * len(inputs)
         return float(total) / self.samples
 
@@ -214,14 +232,16 @@ class TorchObjective(Objective):
         x : torch.Tensor
             Point, shape (dim,).
         test_x, test_y : torch.Tensor
-            Inputs, shape (n, …), and classes, int64, shape (n,), on any device.
+            Inputs, stored as `train_x`, shape (n, …), and classes, int64, shape (n,), on any
+            device.
         """
         self.parameters.load(x)
         device = self.parameters.device
         correct = torch.zeros((), dtype=torch.int64, device=device)
         with self.parameters.evaluating():
-            for inputs, targets in self._chunks(test_x, test_y):
-                outputs = self.model(inputs.to(device))
+            chunks = (torch.split(v, CHUNK) for v in (test_x, test_y))
+            for inputs, targets in zip(*chunks, strict=True):
+                outputs = self.model(self._data.prepared(inputs.to(device)))
                 correct += (outputs.argmax(dim=1) == targets.to(device)).sum()
         return int(correct) / len(test_x)
 
@@ -253,11 +273,11 @@ class TorchObjective(Objective):
             )
         self._order, self._position = order.clone(), int(state["position"])
 
-    def _batch_gradient(self, x: Vector, batch: Tensor) -> None:
+    def _batch_gradient(self, x: Vector, batch: Tensor | AugmentedBatch) -> None:
         """Fill `grad`, all but the weight decay."""
         self.parameters.load(x)
         self.parameters.zero_grad()
-        self._last_loss = self._backward(self._x[batch], self._y[batch])
+        self._last_loss = self._backward(*self._data.take(batch))
         self.parameters.collect()
 
     def _backward(self, inputs: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
@@ -272,7 +292,3 @@ class TorchObjective(Objective):
         if self.weight_decay:  # at 0 the bits stay as they are
             start = part.storage_offset() - self.grad.storage_offset()
             part.add_(self.flat[start : start + len(part)], alpha=self.weight_decay)
-
-    @staticmethod
-    def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(torch.split(x, EVALUATION_CHUNK), torch.split(y, EVALUATION_CHUNK), strict=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from mpimomentum import data, models
@@ -17,6 +19,7 @@ from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import telemetry
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
+from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
@@ -43,12 +46,15 @@ class Job:
     algorithm: Algorithm[Any]
     workers: int
     dataset: Dataset
+    parts: list[NDArray[np.int64]]  # of the training data, one a worker
     stop: Stop
     schedule: LRSchedule
 
     @classmethod
-    def prepare(cls, config: TrainConfig, size: int) -> Job:
-        """Read the data and check everything; the same on all ranks.
+    def prepare(
+        cls, config: TrainConfig, topology: Topology, algorithm: Algorithm[Any], dataset: Dataset
+    ) -> Job:
+        """Check what the data and the ranks allow; the same on all ranks.
 
         Raises
         ------
@@ -56,23 +62,19 @@ class Job:
             Whatever does not fit, with the remedy.
         """
         config = config.resolved()
-        topology = topologies.build(config.topology, size)
-        algorithm = config.method.build()
-        check(algorithm, topology)
-        config.pace.check(size)
-        workers = len(roles(algorithm, size)[0])
-        dataset = data.load(config.task.data, config.task.data_dir)
-        largest = len(data.shard(len(dataset.train_y), 0, workers))
-        batch_size, smallest = config.task.batch_size, len(dataset.train_y) // workers
+        task = config.task
+        workers = len(roles(algorithm, topology.size)[0])
+        parts = data.shards(dataset.train_y, workers, task.partition, config.seed, task.alpha)
+        batch_size, smallest, largest = task.batch_size, len(parts[-1]), len(parts[0])
         if batch_size > smallest:
             raise BadInput(
                 f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
-                f"{config.task.data}; use a smaller batch_size, or fewer ranks"
+                f"{task.data}; use a smaller batch_size, or fewer ranks"
             )
-        models.build(config.task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
+        models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
         stop = config.length.stop(largest, batch_size)
         schedule = config.schedule.build(stop, workers, batch_size, largest)
-        return cls(config, topology, algorithm, workers, dataset, stop, schedule)
+        return cls(config, topology, algorithm, workers, dataset, parts, stop, schedule)
 
     @property
     def size(self) -> int:
@@ -81,22 +83,26 @@ class Job:
 
     def objective(self, index: int, workers: int) -> TorchObjective:
         """Make the objective of worker `index`: the model on its part of the data."""
+        assert workers == self.workers
+        return self._objective(torch.from_numpy(self.parts[index]))
+
+    def _objective(self, part: torch.Tensor | None) -> TorchObjective:
         task, d = self.config.task, self.dataset
-        part = torch.from_numpy(
-            data.shard(d.train_y, index, workers, task.partition, self.config.seed)
-        )
         return TorchObjective(
             models.build(task.model, d.shape, d.classes, self.config.seed),
             cross_entropy,
-            d.train_x[part],
-            d.train_y[part],
+            d.train_x,
+            d.train_y,
             task.batch_size,
             weight_decay=self.config.schedule.weight_decay,
+            prepare=d.inputs,
+            augment=None if task.augment is False else d.augment,
+            part=part,
         )
 
     def finish(self, run: Run, out: Path, **known: Any) -> dict[str, Any]:
         """Evaluate the averaged model and write the run directory. On one rank."""
-        whole = self.objective(0, 1)
+        whole = self._objective(part=None)
         whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
         results = telemetry.summary(
             run,
@@ -139,7 +145,9 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         On all ranks, before any has begun to work, if one of them cannot do what is asked.
     """
     same(worker, versions() | config.identity())
-    job = agreed(worker, lambda: Job.prepare(config, worker.size))
+    plan = agreed(worker, lambda: _plan(config, worker.size))
+    dataset = read_shared(config.task, worker)
+    job = agreed(worker, lambda: Job.prepare(config, *plan, dataset))
     worker.topology = job.topology
     worker.seed = config.seed
     out = agreed(worker, lambda: _directory(job) if worker.rank == 0 else None)
@@ -198,7 +206,8 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     """
     pace, network = config.pace, config.network
     try:
-        job = Job.prepare(config, config.workers)
+        plan = _plan(config, config.workers)
+        job = Job.prepare(config, *plan, read(config.task))
         clock = Clock(
             compute_s=1.0 if pace.compute_s is None else pace.compute_s,
             slow=pace.factors,
@@ -229,6 +238,15 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         )
     wall_s = time.monotonic() - began_s
     return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out
+
+
+def _plan(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
+    """Return graph and algorithm, which can be refused before any data are read."""
+    topology = topologies.build(config.topology, size)
+    algorithm = config.method.build()
+    check(algorithm, topology)
+    config.pace.check(size)
+    return topology, algorithm
 
 
 def _directory(job: Job) -> Path:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +22,7 @@ from mpimomentum.transport.counter import FetchAddCounter
 from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
+from mpimomentum.transport.node_shared import NodeShared, require_room
 from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
 from mpimomentum.transport.request_word import RequestWord
 from mpimomentum.transport.requests import Requests
@@ -83,6 +84,7 @@ class MPIWorker(BaseWorker):
         self._mailboxes: list[PointToPoint] = []
         self._counters: list[FetchAddCounter] = []
         self._words: list[RequestWord] = []
+        self._shared: list[NodeShared] = []
         self._before = Moved()
         if driver not in ("thread", "inline"):
             raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
@@ -135,6 +137,34 @@ class MPIWorker(BaseWorker):
         self._broken = False
         return result
 
+    def share(self, tensors: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Hold `tensors` in memory once per node, for all its ranks. Collective.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor, or None
+            On the first rank of each node (``worker.env.local_rank == 0``), on the CPU; None
+            elsewhere. Copied, unless the rank is alone on its node.
+
+        Returns
+        -------
+        list of Tensor
+            With the same content on all ranks of the node. They may be read until :meth:`close`,
+            which frees them: later reads end in a segmentation fault. Nobody may write them, since
+            the other ranks read them at any time.
+
+        Raises
+        ------
+        OSError
+            On all ranks, if a node's shared memory has no room.
+        """
+        return self.run(self._share(tensors), "sharing tensors on a node")
+
+    async def _share(self, tensors: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
+        await require_room(self.env, self.collectives, tensors)
+        self._shared.append(NodeShared(self.env, tensors))
+        return self._shared[-1].tensors
+
     def close(self) -> None:
         """Free everything of MPI's and stop the communication thread. Collective, idempotent."""
         if self._closed:
@@ -170,6 +200,8 @@ class MPIWorker(BaseWorker):
         closing = Requests([self.env.comm.Ibarrier()], lambda: None, "all ranks to close")
         await closing
         await self.release()
+        for shared in self._shared:
+            shared.close()
         self._watchdog.close()
         self.collectives.close()
         self.env.comm.Free()

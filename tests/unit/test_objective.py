@@ -264,7 +264,9 @@ def test_impossible_arguments_are_refused():
 def test_cnn_small_learns_the_digits_in_six_epochs(rng):
     digits = pytest.importorskip("sklearn") and data.load("digits")
     model = models.build("cnn-small", digits.shape, digits.classes, seed=0)
-    objective = TorchObjective(model, cross_entropy, digits.train_x, digits.train_y, 32)
+    objective = TorchObjective(
+        model, cross_entropy, digits.train_x, digits.train_y, 32, prepare=digits.inputs
+    )
     x, m = objective.initial(), torch.zeros(objective.dim)
     for _ in range(6 * objective.samples // 32):
         m.mul_(0.9).add_(objective.gradient(x, objective.sample(rng)))
