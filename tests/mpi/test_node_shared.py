@@ -11,7 +11,7 @@ from mpimomentum import data
 from mpimomentum.runtime import dataset as datasets
 from mpimomentum.runtime.config import Task
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.transport import worker as workers
+from mpimomentum.transport import node_shared
 
 pytestmark = pytest.mark.mpi
 
@@ -105,11 +105,11 @@ def test_two_shares_live_beside_each_other_and_beside_a_run(make_worker, nodes):
 def test_no_room_is_every_ranks_error_and_none_hangs(make_worker, nodes, monkeypatch):
     w = make_worker()
     if w.env.node == w.env.nodes - 1:
-        monkeypatch.setattr(workers, "room_bytes", lambda: 100)
+        monkeypatch.setattr(node_shared, "room_bytes", lambda: 100)
     if nodes == w.size:  # a rank alone on its node shares nothing
         assert len(w.share(parts(w))) == 5
         return
-    with pytest.raises(OSError, match=r"rank \d+: .* 0 MB left in /dev/shm: enlarge it"):
+    with pytest.raises(OSError, match=r"rank \d+: .* 0.0 MB left in /dev/shm: enlarge it"):
         w.share([torch.zeros(1000)] if w.env.local_rank == 0 else None)
     assert len(gathered(w, 0)) == w.size
 

@@ -151,7 +151,7 @@ def test_a_part_is_the_same_objective_as_a_copy_of_it_without_the_copy(dataset):
     batches = [o.sample(np.random.default_rng(0)) for o in (seen, copied)]
     assert torch.equal(*batches)
     assert torch.equal(seen.gradient(x, batches[0]), copied.gradient(x, batches[1]))
-    assert seen._x.data_ptr() == dataset.train_x.data_ptr()
+    assert seen._data._x.data_ptr() == dataset.train_x.data_ptr()
     accuracies = (
         seen.accuracy(x, dataset.test_x, dataset.test_y),
         copied.accuracy(x, dataset.inputs(dataset.test_x), dataset.test_y),
