@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mpimomentum.measures import Tally
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Mixing, Objective, Vector
 
 _OWN, _SHARED, _DATA = range(3)
 _STREAMS = ("rng", "shared_rng", "data_rng")
+
+Record = dict[str, Any]
+"""One record: rank, step, time_s and what the algorithm said."""
 
 
 def stream(seed: int, which: int, rank: int = 0) -> np.random.Generator:
@@ -29,7 +33,18 @@ class BaseWorker:
         Of `size` ranks.
     seed : int
         Of all streams; the same on all ranks.
+
+    Attributes
+    ----------
+    records : list of dict
+        Of the current run, unless `take_record` is set.
+    take_record : callable, optional
+        Gets every record instead, as it is made, in the thread that makes it: must be quick.
+    tally : Tally
+        What the records of the current run come to.
     """
+
+    take_record: Callable[[Record], object] | None = None
 
     def __init__(self, rank: int, size: int, topology: Topology, seed: int) -> None:
         self.rank = rank
@@ -46,7 +61,8 @@ class BaseWorker:
         self.rng = stream(self.seed, _OWN, self.rank)
         self.shared_rng = stream(self.seed, _SHARED)
         self.data_rng = stream(self.seed, _DATA, self.rank)
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
+        self.tally = Tally()
         self.elapsed_s = 0.0  # of the run before it was resumed
         self._objective: Objective | None = None
 
@@ -59,11 +75,17 @@ class BaseWorker:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this worker, ready for JSON."""
         streams = {name: getattr(self, name).bit_generator.state for name in _STREAMS}
-        return {"step": self.step, "elapsed_s": self.now_s(), "streams": streams}
+        return {
+            "step": self.step,
+            "elapsed_s": self.now_s(),
+            "streams": streams,
+            "tally": self.tally.state_dict(),
+        }
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken; after :meth:`bind`, before the start."""
         self.step, self.elapsed_s = values["step"], values["elapsed_s"]
+        self.tally.load_state_dict(values["tally"])
         for name in _STREAMS:
             getattr(self, name).bit_generator.state = values["streams"][name]
 
@@ -108,11 +130,15 @@ class BaseWorker:
         return self.objective.sample(self.data_rng, indices)
 
     def record(self, **scalars: float) -> None:
-        """Append a telemetry record."""
-        row = {"rank": self.rank, "step": self.step, "time_s": self.now_s()}
+        """Make a telemetry record."""
+        row: Record = {"rank": self.rank, "step": self.step, "time_s": self.now_s()}
         for name, value in scalars.items():
             row[name] = value if isinstance(value, (int, float)) else float(value)
-        self.records.append(row)
+        self.tally.count(row)
+        if self.take_record is None:
+            self.records.append(row)
+        else:
+            self.take_record(row)
 
     def now_s(self) -> float:
         """Return seconds since the run began, virtual or wall."""

@@ -277,10 +277,17 @@ class Output:
     progress : str
         bar, lines, off, or auto: a bar on a terminal, else lines. (Under mpirun no rank sees the
         terminal, so auto means lines there.)
+    log_every : int
+        Steps between two losses in the records.
     """
 
     out: Path | None = None
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise BadInput(f"log_every={self.log_every}: at least 1 step is needed")
 
 
 @Parameter(name="*")

@@ -37,6 +37,9 @@ class RunWorker(Worker, Protocol):
     async def start(self) -> None:
         """Wait until all ranks have made their State; time counts from here."""
 
+    def stepping(self, has_steps: bool) -> None:
+        """Say whether this rank has steps to make, for its time split."""
+
     async def quiesce(self) -> None:
         """Wait until all ranks are here and nothing is in flight."""
 
@@ -140,6 +143,7 @@ async def train(
     try:
         while True:
             paused = False
+            w.stepping(w.rank in workers)
             while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
                 if schedule is not None:
                     w.lr = algorithm.lr * schedule.factor(w.step)
@@ -147,6 +151,7 @@ async def train(
                 w.step += 1
                 observe(w, state)
                 paused = pauses is not None and pauses.due(w)
+            w.stepping(paused)
             # a pause and the end alike, so that ranks that have finished come to every pause
             await w.quiesce()
             if pauses is None or not await pauses.pause(w, state):

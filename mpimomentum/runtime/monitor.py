@@ -1,4 +1,4 @@
-"""Watching a run while it goes on: live records and progress, from a thread of its own.
+"""Watching a run while it goes on: losses, records on disk and progress.
 
 The communication thread only notes a number now and then; files and terminals, which may be slow,
 are left to the monitor's thread.
@@ -6,16 +6,17 @@ are left to the monitor's thread.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mpimomentum.measures import Histogram, Tally
 from mpimomentum.runtime.loop import Stop
-from mpimomentum.runtime.telemetry import LiveRecords
+from mpimomentum.runtime.records import RecordStream
 
-LOSS_EVERY = 10  # steps between two losses in the records
+LOG_EVERY = 10  # steps between two losses in the records
 TICK_S = 0.2
 WRITE_EVERY_S = 1.0
 
@@ -25,7 +26,7 @@ class Watched(Protocol):
 
     rank: int
     step: int
-    records: list[dict[str, Any]]
+    tally: Tally
 
     def now_s(self) -> float:
         """Return seconds since the run began."""
@@ -41,19 +42,25 @@ class Snapshot:
         Fraction, 0 to 1.
     step : float
         Mean steps of the workers seen.
-    loss : float
+    loss, lr : float
         Of the last mini-batch noted; NaN before.
     samples_per_s : float
-        Of the workers seen, together.
-    tau : float
-        Mean staleness recorded here; NaN before.
+        Of the workers seen, together, since the run began.
+    staleness : Histogram
+        Recorded here so far.
     """
 
     done: float
     step: float
     loss: float
+    lr: float
     samples_per_s: float
-    tau: float
+    staleness: Histogram
+
+    @property
+    def tau(self) -> float:
+        """Mean staleness recorded here; NaN before."""
+        return self.staleness.mean
 
 
 class Show(Protocol):
@@ -77,12 +84,14 @@ class Monitor:
     worker : worker, optional
         This process's rank; in a simulation all workers are found by :meth:`observe`.
     workers : int
-        How many workers the records seen here speak for: 1 on a rank that steps, all in a
-        simulation or on a rank that only serves.
-    live : LiveRecords, optional
+        How many workers are seen here: 1 on a rank that steps, all in a simulation or on a rank
+        that only serves.
+    records : RecordStream, optional
+        Written every second, and closed at the end.
+    shows : sequence of Show
         Closed at the end.
-    show : Show, optional
-        Closed at the end.
+    log_every : int
+        Steps between two losses in the records.
     """
 
     def __init__(
@@ -92,34 +101,35 @@ class Monitor:
         *,
         worker: Watched | None = None,
         workers: int = 1,
-        live: LiveRecords | None = None,
-        show: Show | None = None,
+        records: RecordStream | None = None,
+        shows: Sequence[Show] = (),
+        log_every: int = LOG_EVERY,
     ) -> None:
         self._stop = stop
         self._batch_size = batch_size
         self._workers = workers
-        self._live = live
-        self._show = show
+        self._records = records
+        self._shows = tuple(shows)
+        self._log_every = log_every
         self._seen: dict[int, Watched] = {} if worker is None else {worker.rank: worker}
-        self._read: dict[int, tuple[list[dict[str, Any]], int]] = {}  # rank -> records, how many
-        self._loss = float("nan")
-        self._tau_sum, self._tau_count = 0.0, 0
+        self._loss = self._lr = float("nan")
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._main, name="mpimomentum-monitor", daemon=True)
 
     def observe(self, w: Any, state: Any) -> None:
-        """Note the loss of every tenth step; for ``mm.run`` and ``mm.simulate``.
+        """Note loss and step size of every `log_every`-th step; for ``mm.run``, ``mm.simulate``.
 
         Called between two steps of a worker. The program's thread computes only what a step asks
         for, so it does not change the loss meanwhile; an algorithm with a gradient under way over
         the end of a step would get a mini-batch's loss a step sooner or later, but a whole one.
         """
         self._seen.setdefault(w.rank, w)
-        if w.step % LOSS_EVERY == 1:
-            w.record(loss=w.objective.last_loss)
+        if w.step % self._log_every == 1 % self._log_every:
+            self._loss, self._lr = w.objective.last_loss, _one_number(w.lr)
+            w.record(loss=self._loss, lr=self._lr)
 
     def __enter__(self) -> Monitor:
-        if self._live is not None or self._show is not None:
+        if self._records is not None or self._shows:
             self._thread.start()
         return self
 
@@ -130,51 +140,27 @@ class Monitor:
 
     def _main(self) -> None:
         wrote_s = time.monotonic()
-        fresh: list[dict[str, Any]] = []
         while True:
             ending = self._ending.wait(TICK_S)
-            fresh += self._news()
-            if self._live is not None and (ending or time.monotonic() - wrote_s >= WRITE_EVERY_S):
-                self._write(self._live, fresh)
-                fresh, wrote_s = [], time.monotonic()
-            elif self._live is None:
-                fresh = []
-            if self._show is not None and self._seen:
-                self._show.update(self._snapshot())
+            if self._records is not None and time.monotonic() - wrote_s >= WRITE_EVERY_S:
+                self._records.write()
+                wrote_s = time.monotonic()
+            if self._seen:
+                now = self._snapshot()
+                for show in self._shows:
+                    show.update(now)
             if ending:
                 break
-        if self._live is not None:
-            self._live.close()
-        if self._show is not None:
-            self._show.close()
-
-    def _write(self, live: LiveRecords, fresh: list[dict[str, Any]]) -> None:
-        try:
-            live.append(fresh)
-        except OSError as error:  # the records themselves are kept, and written at the end
-            sys.stderr.write(f"live records are given up, the run goes on: {error}\n")
-            self._live = None
-
-    def _news(self) -> list[dict[str, Any]]:
-        """Return the records since the last call, and take up what they say."""
-        fresh: list[dict[str, Any]] = []
-        for w in tuple(self._seen.values()):
-            records, count = w.records, 0
-            if w.rank in self._read and self._read[w.rank][0] is records:
-                count = self._read[w.rank][1]
-            new = records[count:]
-            self._read[w.rank] = (records, count + len(new))
-            fresh += new
-        for record in fresh:
-            self._loss = record.get("loss", self._loss)
-            if "tau" in record:
-                self._tau_sum += record["tau"]
-                self._tau_count += 1
-        return fresh
+        if self._records is not None:
+            self._records.close()
+        for show in self._shows:
+            show.close()
 
     def _snapshot(self) -> Snapshot:
-        steps = sum(w.step for w in tuple(self._seen.values())) or self._tau_count  # only serves
-        time_s = max(w.now_s() for w in tuple(self._seen.values()))
+        seen = tuple(self._seen.values())
+        staleness = Histogram.merged(w.tally.staleness.copy() for w in seen)
+        steps = sum(w.step for w in seen) or staleness.count  # only serves
+        time_s = max(w.now_s() for w in seen)
         if self._stop.steps is not None:
             done = steps / (self._stop.steps * self._workers) if self._stop.steps else 1.0
         else:
@@ -183,6 +169,12 @@ class Monitor:
             done=min(done, 1.0),
             step=steps / self._workers,
             loss=self._loss,
+            lr=self._lr,
             samples_per_s=steps * self._batch_size / time_s if time_s > 0 else 0.0,
-            tau=self._tau_sum / self._tau_count if self._tau_count else float("nan"),
+            staleness=staleness,
         )
+
+
+def _one_number(lr: Any) -> float:
+    """Return a step size, or the mean over the coordinates of one that differs."""
+    return lr if isinstance(lr, float) else float(lr.mean()) if hasattr(lr, "mean") else float(lr)

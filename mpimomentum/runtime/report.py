@@ -33,6 +33,7 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
         ),
         "consensus distance": _number(summary["consensus_distance"], ".2e"),
         "updates per rank": _few(summary["updates_per_rank"]),
+        "time": _shares(summary["time_split_s"]["total"]),
         "busy rate": _number(summary["busy_rate"], ".1%"),
         "virtual time": _number(summary.get("virtual_s"), ".2f") + " s",
         "wall time": _number(summary["wall_s"], ".2f") + " s",
@@ -47,11 +48,19 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+    if summary["records_lost"]:
+        console.print(f"{summary['records_lost']} records were not written: see the warnings.")
     console.print(f"run directory: {directory}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    parts = {part: s for part, s in seconds.items() if part != "gossip_hidden"}
+    whole = sum(parts.values())
+    return "  ".join(f"{part} {s / whole:.0%}" for part, s in parts.items()) if whole else "-"
 
 
 def _few(values: list[int]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mpimomentum import topology as topologies
+from mpimomentum.base_worker import Record
+from mpimomentum.measures import Seconds, Tally
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
@@ -24,6 +26,9 @@ if TYPE_CHECKING:  # the simulator needs no MPI library
 
 MakeObjective = Callable[[int, int], Objective]
 """(rank, size) -> this rank's objective; with dedicated servers, (worker, workers)."""
+
+TakeRecord = Callable[[Record], object]
+"""Gets every record as it is made, in the thread that makes it; must be quick."""
 
 TopologyLike = str | Topology | np.ndarray[Any, np.dtype[np.float64]]
 
@@ -47,7 +52,7 @@ class Run:
     tau : ndarray
         Every recorded staleness, in updates.
     records : list of dict
-        Telemetry of all ranks, by time.
+        Telemetry of all ranks, by time; none if the caller took each as it was made.
     bytes_sent : int
         Payload moved by all ranks.
     busy_rate : float
@@ -55,6 +60,12 @@ class Run:
     statistics : Tensor, float64, shape (s,)
         Mean of the running statistics (BatchNorm's) of the ranks that computed: what the averaged
         model is evaluated with; s is 0 without any.
+    bytes_per_rank : list of int
+        Payload moved by each rank.
+    time_split : list of Seconds
+        What each rank's time went into.
+    tallies : list of Tally
+        Each rank's histograms of staleness, by peer too.
     """
 
     x: Vector
@@ -68,6 +79,9 @@ class Run:
     statistics: Vector = field(
         default_factory=lambda: torch.empty(0, dtype=torch.float64), repr=False
     )
+    bytes_per_rank: list[int] = field(default_factory=list)
+    time_split: list[Seconds] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list, repr=False)
 
     @property
     def tau(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -86,6 +100,7 @@ def simulate(
     seed: int = 0,
     observe: Observe | None = None,
     schedule: LRSchedule | None = None,
+    take_record: TakeRecord | None = None,
 ) -> Run:
     """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
 
@@ -106,6 +121,9 @@ def simulate(
         Called after every step with the worker and its State.
     schedule : LRSchedule, optional
         Of the step size, over each worker's own steps.
+    take_record : callable, optional
+        Called with every record, in order of time; the Run then has none, so that memory is
+        bounded.
 
     Returns
     -------
@@ -130,6 +148,7 @@ def simulate(
 
     async def rank(w: Any) -> None:
         objectives[w.rank] = f = _part(objective, workers, w.rank)
+        w.take_record = take_record
         w.bind(f, algorithm.lr)
         states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
@@ -151,6 +170,9 @@ def simulate(
                 for f, w in zip(objectives, simulation.workers, strict=True)
             ]
         ),
+        bytes_per_rank=[w.bytes_sent for w in simulation.workers],
+        time_split=[w.time_split() for w in simulation.workers],
+        tallies=[w.tally for w in simulation.workers],
     )
 
 
@@ -164,6 +186,7 @@ def run(
     keep_x: bool = True,
     schedule: LRSchedule | None = None,
     checkpoints: Checkpoints | None = None,
+    take_record: TakeRecord | None = None,
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -185,11 +208,14 @@ def run(
     checkpoints : Checkpoints, optional
         When the run saves itself, and from what it goes on. `steps` and `duration_s` count from
         its first beginning.
+    take_record : callable, optional
+        Called with every record of this rank, on the communication thread; the Run then has none,
+        so that memory is bounded.
 
     Returns
     -------
     Run
-        Whole on rank 0; elsewhere without `x` and with this rank's records only.
+        Whole on rank 0; elsewhere without `x` and with this rank's records and tally only.
     """
     if worker is None:
         raise ValueError("run() needs a worker: pass worker=mm.init(topology=…)")
@@ -204,38 +230,54 @@ def run(
 
     async def everything() -> Run:
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
-        time_s, bytes_sent = w.now_s(), w.bytes_sent
-        result = await _collect(w, model_of(state), time_s, bytes_sent, keep_x)
+        measured = [w.now_s(), w.bytes_sent, *astuple(w.time_split())]
+        result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
         await w.release()
         return result
 
+    w.take_record = take_record
     w.bind(f, algorithm.lr)
-    return w.run(everything(), f"a run of {algorithm.name}")
+    try:
+        return w.run(everything(), f"a run of {algorithm.name}")
+    finally:
+        w.take_record = None
 
 
-async def _collect(w: MPIWorker, x: Vector, time_s: float, bytes_sent: int, keep_x: bool) -> Run:
+async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool) -> Run:
     mean = (await w.allreduce(x)) / w.size
     deviation = (x - mean).square().sum(dtype=torch.float64).reshape(1)
-    local = torch.tensor([w.step, bytes_sent, w.busy_rate, time_s], dtype=torch.float64)
+    local = torch.tensor([w.step, w.busy_rate, *measured], dtype=torch.float64)
     table = await w.allgather(local)
+    steps, busy_rate, time_s, bytes_sent = table[:, :4].unbind(dim=1)
     consensus = float(((await w.allreduce(deviation)) / w.size).sqrt())
     models = await w.gather(x) if keep_x else None
-    encoded = torch.frombuffer(bytearray(json.dumps(w.records).encode()), dtype=torch.uint8)
-    everyones = await w.gather(encoded)
-    records = [w.records]
-    if everyones is not None:
-        records = [json.loads(part.numpy().tobytes()) for part in everyones]
+    everyones = await _gathered(w, {"records": w.records, "tally": w.tally.state_dict()})
+    tallies = [Tally() for _ in everyones]
+    for tally, said in zip(tallies, everyones, strict=True):
+        tally.load_state_dict(said["tally"])
     return Run(
         x=torch.stack(models) if models is not None else x.new_empty((0, x.numel())),
         mean=mean,
         consensus_distance=consensus,
-        time_s=float(table[:, 3].max()),
-        updates=table[:, 0].to(torch.int64).numpy(),
-        records=_by_time(records),
-        bytes_sent=int(table[:, 1].sum()),
-        busy_rate=float(table[:, 2].mean()),
+        time_s=float(time_s.max()),
+        updates=steps.to(torch.int64).numpy(),
+        records=_by_time([said["records"] for said in everyones]),
+        bytes_sent=int(bytes_sent.sum()),
+        busy_rate=float(busy_rate.mean()),
+        bytes_per_rank=bytes_sent.to(torch.int64).tolist(),
+        time_split=[Seconds(*row) for row in table[:, 4:].tolist()],
+        tallies=tallies,
     )
+
+
+async def _gathered(w: MPIWorker, said: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what every rank says, on rank 0; elsewhere what this one does."""
+    encoded = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
+    everyones = await w.gather(encoded)
+    if everyones is None:
+        return [said]
+    return [json.loads(part.numpy().tobytes()) for part in everyones]
 
 
 def _part(objective: MakeObjective, workers: Sequence[int], rank: int) -> Objective:

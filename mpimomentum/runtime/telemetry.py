@@ -7,14 +7,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mpimomentum.measures import Histogram, Seconds
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.run import Run
 
@@ -73,12 +72,13 @@ def _unused(algorithm: str, ranks: int) -> Path:
     return path
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file so that, at any moment, it is there in whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file so that, at any moment, `path` holds what it held before or all that is new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -92,68 +92,15 @@ def write(path: Path, text: str) -> None:
         os.close(directory)
 
 
+def write(path: Path, text: str) -> None:
+    """Write a file so that, at any moment, it is there in whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def write_summary(directory: Path, results: Mapping[str, Any]) -> None:
     """Write ``summary.json``: last of all, so that it stands for a run that came to its end."""
     write(directory / SUMMARY, json.dumps(results, indent=2) + "\n")
-
-
-def lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return records as JSON, one a line; numbers that JSON does not know are null."""
-    return "".join(json.dumps(_finite(record)) + "\n" for record in records)
-
-
-class LiveRecords:
-    """One rank's records, on disk while the run goes on: ``metrics/rank-0003.jsonl``.
-
-    What is there when a run dies is a prefix of that rank's lines of ``metrics.jsonl``, up to the
-    last :meth:`append`.
-
-    Parameters
-    ----------
-    directory : Path
-        Of the run.
-    rank : int
-
-    Raises
-    ------
-    OSError
-        If the file cannot be made.
-    """
-
-    def __init__(self, directory: Path, rank: int) -> None:
-        (directory / "metrics").mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics" / f"rank-{rank:04d}.jsonl"
-        self._file = path.open("w", encoding="utf-8", buffering=1)
-
-    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write further records; they are the operating system's when this returns."""
-        self._file.write(lines(records))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def staleness(tau: NDArray[np.float64]) -> dict[str, Any]:
-    """Return mean, median, 99th percentile, maximum and histogram of the staleness.
-
-    Returns
-    -------
-    dict
-        The first four are None where nothing was recorded. ``histogram``: staleness, as text ->
-        number of updates.
-    """
-    if not len(tau):
-        return {"mean": None, "p50": None, "p99": None, "max": None, "histogram": {}}
-    values, counts = np.unique(tau, return_counts=True)
-    return {
-        "mean": float(tau.mean()),
-        "p50": float(np.percentile(tau, 50)),
-        "p99": float(np.percentile(tau, 99)),
-        "max": float(tau.max()),
-        "histogram": {f"{v:g}": int(c) for v, c in zip(values, counts, strict=True)},
-    }
 
 
 def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> dict[str, Any]:
@@ -187,14 +134,28 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
             "consensus_distance": run.consensus_distance,
             "updates_per_rank": run.updates.tolist(),
             "bytes_sent": run.bytes_sent,
+            "bytes_sent_per_rank": run.bytes_per_rank,
             "busy_rate": run.busy_rate,
-            "staleness": staleness(run.tau),
+            "time_split_s": time_split(run.time_split),
+            "staleness": Histogram.merged(t.staleness for t in run.tallies).summary(),
+            "peers": [t.summary() for t in run.tallies],
         }
     )
     return results
 
 
+def time_split(ranks: Sequence[Seconds]) -> dict[str, Any]:
+    """Return the seconds of all ranks together, and of each."""
+    each = [asdict(seconds) for seconds in ranks]
+    return {
+        "total": {part: sum(row[part] for row in each) for part in asdict(Seconds())},
+        "per_rank": each,
+    }
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +17,19 @@ from torch.nn.functional import cross_entropy
 from mpimomentum import data, models
 from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
+from mpimomentum.runtime import records, telemetry
 from mpimomentum.runtime import run as runs
-from mpimomentum.runtime import telemetry
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop, check, roles
-from mpimomentum.runtime.monitor import Monitor
+from mpimomentum.runtime.monitor import Monitor, Show
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.progress_bar import show
+from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
 from mpimomentum.runtime.run import Run
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.simulator import Clock
@@ -100,8 +103,23 @@ class Job:
             part=part,
         )
 
-    def finish(self, run: Run, out: Path, **known: Any) -> dict[str, Any]:
-        """Evaluate the averaged model and write the run directory. On one rank."""
+    def finish(
+        self, run: Run, out: Path, merged: bool, written: int, **known: Any
+    ) -> dict[str, Any]:
+        """Evaluate the averaged model and write ``summary.json``. On one rank.
+
+        Parameters
+        ----------
+        run : Run
+        out : Path
+            The run directory.
+        merged : bool
+            Whether ``metrics.jsonl`` holds the records.
+        written : int
+            Records on disk.
+        **known
+            Further keys of the summary.
+        """
         whole = self._objective(part=None)
         whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
         results = telemetry.summary(
@@ -117,9 +135,11 @@ class Job:
             spectral_gap=self.topology.spectral_gap,
             train_loss=whole.loss(run.mean),
             test_accuracy=whole.accuracy(run.mean, self.dataset.test_x, self.dataset.test_y),
+            records=written,
+            records_lost=sum(tally.records for tally in run.tallies) - written,
+            records_in=telemetry.METRICS if merged else records.DIRECTORY,
             **known,
         )
-        telemetry.write(out / telemetry.METRICS, telemetry.lines(run.records))
         telemetry.write_summary(out, results)
         return results
 
@@ -152,15 +172,16 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     worker.seed = config.seed
     out = agreed(worker, lambda: _directory(job) if worker.rank == 0 else None)
     path = Path(told(worker, str(out or ""))[0])
-    live = agreed(worker, lambda: telemetry.LiveRecords(path, worker.rank))
+    stream = agreed(worker, lambda: RecordStream(path_of(path, worker.rank)))
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
         job.stop,
         config.task.batch_size,
         worker=worker,
         workers=1 if steps else job.workers,
-        live=live,
-        show=show(config.output.progress, f"rank 0 of {worker.size}") if worker.rank == 0 else None,
+        records=stream,
+        shows=_shows(config, f"rank 0 of {worker.size}") if worker.rank == 0 else (),
+        log_every=config.output.log_every,
     )
     pace = config.pace
 
@@ -184,10 +205,21 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             observe=finite(monitor.observe),
             keep_x=False,
             schedule=job.schedule,
+            take_record=stream.put,
         )
+    on_disk = [json.loads(t) for t in told(worker, f"[{stream.file.nbytes}, {stream.file.count}]")]
     if worker.rank != 0:
         return None
-    return job.finish(run, path, mpi=worker.env.library, wall_s=run.time_s), path
+
+    def finish() -> dict[str, Any]:
+        merged = merge_ranks(path, [nbytes for nbytes, _ in on_disk])
+        written = sum(count for _, count in on_disk)
+        return job.finish(run, path, merged, written, mpi=worker.env.library, wall_s=run.time_s)
+
+    async def ending() -> dict[str, Any]:  # others wait for this rank, which is at work
+        return await worker.compute(finish, "the evaluation")
+
+    return worker.run(ending(), "the end of the run"), path
 
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
@@ -221,9 +253,15 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
     began_s = time.monotonic()
-    progress = show(config.output.progress, f"{job.size} virtual workers")
-    monitor = Monitor(job.stop, config.task.batch_size, workers=job.workers, show=progress)
-    with monitor, once(out):
+    monitor = Monitor(
+        job.stop,
+        config.task.batch_size,
+        workers=job.workers,
+        shows=_shows(config, f"{job.size} virtual workers"),
+        log_every=config.output.log_every,
+    )
+    file = RecordFile(out / records.DIRECTORY / "all.jsonl")
+    with monitor, once(out), contextlib.closing(file):
         run = runs.simulate(
             job.algorithm,
             job.objective,
@@ -235,9 +273,18 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             config.seed,
             observe=finite(monitor.observe),
             schedule=job.schedule,
+            take_record=lambda record: file.append((record,)),
         )
+    file.path.rename(out / telemetry.METRICS)  # in order of time already
+    file.path.parent.rmdir()
     wall_s = time.monotonic() - began_s
-    return job.finish(run, out, mpi=None, wall_s=wall_s, virtual_s=run.time_s), out
+    known = {"mpi": None, "wall_s": wall_s, "virtual_s": run.time_s}
+    return job.finish(run, out, merged=True, written=file.count, **known), out
+
+
+def _shows(config: TrainConfig, label: str) -> list[Show]:
+    progress = show(config.output.progress, label)
+    return [] if progress is None else [progress]
 
 
 def _plan(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:

@@ -12,6 +12,7 @@ from mpimomentum.worker import Handle, Vector
 
 if TYPE_CHECKING:
     from mpimomentum.simulator.simulation import Simulation
+    from mpimomentum.simulator.worker import VirtualWorker
 
 
 class VirtualWindow:
@@ -37,6 +38,7 @@ class VirtualWindow:
         self.version = self.mixes = 0
         self.attempts = self.busy = self.bytes_moved = 0
         self._simulation = simulation
+        self._worker = simulation.workers[rank]
         self._x = x0.clone()
         self._nbytes = x0.numel() * x0.element_size()
         self._claimed = False  # the word: FREE or not
@@ -64,7 +66,7 @@ class VirtualWindow:
             return Handle.completed((self.read(), self.version))
         handle: Handle[tuple[Vector, int]] = Handle(f"a read of rank {rank}")
         self.bytes_moved += self._parts[rank]._nbytes
-        self._simulation.spawn(self._get(rank, handle))
+        self._worker.travel(self._get(rank, handle))
         return handle
 
     async def _get(self, rank: int, handle: Handle[tuple[Vector, int]]) -> None:
@@ -84,7 +86,7 @@ class VirtualWindow:
         handle: Handle[None] = Handle(f"an add to rank {rank}")
         self.bytes_moved += v.numel() * v.element_size()
         self._simulation.departed()
-        self._simulation.spawn(self._add(self._parts[rank], v, handle))
+        self._worker.travel(self._add(self._parts[rank], v, handle))
         return handle
 
     async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
@@ -106,7 +108,7 @@ class VirtualWindow:
         handle: Handle[bool] = Handle(f"an average with rank {rank}")
         self.attempts += 1
         self._simulation.departed()
-        self._simulation.spawn(self._average(self._parts[rank], handle))
+        self._worker.travel(self._average(self._parts[rank], handle))
         return handle
 
     async def _average(self, peer: VirtualWindow, handle: Handle[bool]) -> None:
@@ -207,7 +209,10 @@ class _NextMessage(Handle[tuple[int, int, Vector]]):
 class VirtualCounter:
     """A worker.Counter on the virtual clock; `value` is the list that holds it at its home."""
 
-    def __init__(self, simulation: Simulation, value: list[int], *, at_home: bool) -> None:
+    def __init__(
+        self, worker: VirtualWorker, simulation: Simulation, value: list[int], *, at_home: bool
+    ) -> None:
+        self._worker = worker
         self._simulation = simulation
         self._value = value
         self.at_home = at_home
@@ -217,7 +222,7 @@ class VirtualCounter:
         if self.at_home or self._simulation.latency_s == 0:
             return Handle.completed(self._add(k))
         handle: Handle[int] = Handle("a counter")
-        self._simulation.spawn(self._fetch_add(k, handle))
+        self._worker.travel(self._fetch_add(k, handle))
         return handle
 
     async def _fetch_add(self, k: int, handle: Handle[int]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from mpimomentum.base_worker import BaseWorker
+from mpimomentum.measures import Seconds, Spent, TimeSplit
 from mpimomentum.simulator.clock import ComputeTimes
 from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
 from mpimomentum.topology import Topology
@@ -53,6 +54,10 @@ class VirtualWorker(BaseWorker):
         self._early = _Queues[Vector]()  # (source, t) -> models that nobody asked for yet
         self._expecting = _Queues[_Exchange]()  # (source, t) -> who waits for a model
         self._sent: list[VirtualMailbox] = []
+        self._split = TimeSplit(0.0)
+        self._owed = 0  # gradients under way
+        self._travelling = 0  # own reads, averages, adds and counter requests under way
+        self._at_rest: Spent = "idle"
 
     def now_s(self) -> float:
         """Virtual seconds."""
@@ -94,8 +99,10 @@ class VirtualWorker(BaseWorker):
 
     def _compute(self, function: Callable[[], Vector], what: str) -> Handle[Vector]:
         handle: Handle[Vector] = Handle(what)
+        self._account(owed=1)
 
         def finish() -> None:
+            self._account(owed=-1)
             try:
                 value = function()
             except BaseException as error:  # raised again where it is awaited
@@ -193,7 +200,7 @@ class VirtualWorker(BaseWorker):
         self._counters += 1
         if parts[home] is None:
             parts[home] = [0]
-        return VirtualCounter(self._simulation, parts[home], at_home=self.rank == home)
+        return VirtualCounter(self, self._simulation, parts[home], at_home=self.rank == home)
 
     # -- for the runtime ---------------------------------------------------------------------------
 
@@ -208,6 +215,33 @@ class VirtualWorker(BaseWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows."""
         await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values, 0.0)
+        self._split.skip(self.now_s())
+
+    def stepping(self, has_steps: bool) -> None:
+        """Say whether this rank has steps to make: what it waits for is idle time if not."""
+        self._account()
+        self._at_rest = "wait" if has_steps else "idle"
+
+    def time_split(self) -> Seconds:
+        """Return what this rank's virtual time went into."""
+        self._account()
+        return self._split.copy().seconds
+
+    def travel(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Carry out an operation of this rank's; the time it takes is gossip."""
+        self._simulation.spawn(self._travel(coroutine))
+
+    async def _travel(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._account(travelling=1)
+        await coroutine
+        self._account(travelling=-1)
+
+    def _account(self, owed: int = 0, travelling: int = 0) -> None:
+        """Put the time so far down, then count what begins (1) or ends (-1) now."""
+        self._split.spend(self.now_s(), "gossip" if self._travelling else self._at_rest)
+        self._owed += owed
+        self._travelling += travelling
+        self._split.computing = self._owed > 0
 
     async def quiesce(self) -> None:
         """Wait until every rank has come here and nothing is in flight."""

@@ -76,7 +76,7 @@ class InlineDriver:
         task = Task(coroutine, what)
         self.engine.begin(task)
         try:
-            while not task.test():
+            while not task.done:  # every move within a poll, which is timed
                 if self.engine.poll():
                     self._backoff.reset()
                 elif self._jobs:
@@ -96,11 +96,11 @@ class InlineDriver:
         handle: Handle[T] = Handle(what)
 
         def job() -> None:
-            self.engine.gradients_asked += 1
+            self.engine.gradient_asked()
             self.engine.vitals[BEATS] = -1  # nobody here counts meanwhile
             _carry_out(function, handle)
             self.engine.vitals[BEATS] = 0
-            self.engine.gradients_returned += 1
+            self.engine.gradient_returned()
             self.engine.last_move_s = time.monotonic()
 
         self._jobs.append(job)
@@ -183,10 +183,10 @@ class ThreadDriver:
             try:
                 _carry_out(function, handle)
             finally:
-                self.engine.gradients_returned += 1
+                self.engine.gradient_returned()
                 self._backoff.wake.set()
 
-        self.engine.gradients_asked += 1
+        self.engine.gradient_asked()
         self._jobs.put(job)
         return handle
 

@@ -5,6 +5,7 @@ A driver (:mod:`mpimomentum.transport.driver`) calls :meth:`Engine.poll` again a
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mpimomentum.measures import Seconds, Spent, TimeSplit
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")
@@ -139,6 +141,10 @@ class Engine:
         other ranks see them.
     blocking : str
         The blocking call under way outside any task, such as the start of MPI; empty if none.
+    split : TimeSplit
+        What the time went into, up to the last time that something moved.
+    at_rest : {"wait", "idle"}
+        What the time goes into while nothing moves: "wait" while this rank has steps to make.
     """
 
     def __init__(self) -> None:
@@ -151,11 +157,60 @@ class Engine:
         # two counters, each written by one thread only
         self.gradients_asked = 0
         self.gradients_returned = 0
+        self._returned_s = 0.0  # when the last gradient came; written before its counter
+        self.split = TimeSplit(self.last_poll_s)
+        self.at_rest: Spent = "idle"
+        self._began_poll_s = math.inf  # of the poll under way
 
     @property
     def computing(self) -> bool:
         """Whether the main thread owes a gradient."""
         return self.gradients_asked != self.gradients_returned
+
+    def gradient_asked(self) -> None:
+        """Count a gradient that the main thread owes from now on: for the thread that polls."""
+        now_s = time.monotonic()
+        self._account(self.split, min(self._began_poll_s, now_s), self.at_rest)
+        self._account(self.split, now_s, "gossip")  # within a poll: a coroutine runs
+        self.gradients_asked += 1
+        self.split.computing = True
+
+    def gradient_returned(self) -> None:
+        """Count a gradient as returned: for the thread that computed it."""
+        self._returned_s = time.monotonic()
+        self.gradients_returned += 1
+
+    def rest(self, at_rest: Spent) -> None:
+        """Say what time goes into from now on while nothing moves."""
+        self._account(self.split, min(self._began_poll_s, time.monotonic()), self.at_rest)
+        self.at_rest = at_rest
+
+    def begin_split(self, before: Seconds | None = None) -> None:
+        """Let :attr:`split` count from now, on top of what an earlier part of the run took."""
+        self.split = TimeSplit(time.monotonic(), before)
+        self.split.computing = self.computing
+
+    def restart_split(self, now_s: float) -> None:
+        """Leave out what went on up to now, `now_s`: the run begins."""
+        self.split.skip(now_s)
+
+    def split_until(self, now_s: float) -> Seconds:
+        """Return :attr:`split`, with what has gone on since something moved, up to `now_s`."""
+        split = self.split.copy()
+        self._account(split, min(self._began_poll_s, now_s), self.at_rest)
+        self._account(split, now_s, "gossip")
+        return split.seconds
+
+    def _account(self, split: TimeSplit, until_s: float, on: Spent) -> None:
+        """Put the time up to `until_s` down; a gradient's up to its return.
+
+        What goes on changes only when something moves, so polls that move nothing cost nothing.
+        """
+        if split.computing and not self.computing:
+            split.spend(min(self._returned_s, until_s), on)
+            if self._returned_s <= until_s:
+                split.computing = False
+        split.spend(until_s, on)
 
     @property
     def open_tasks(self) -> int:
@@ -205,6 +260,7 @@ class Engine:
     def poll(self) -> bool:
         """Let everything move that can; True if something did."""
         moved = False
+        self._began_poll_s = time.monotonic()
         if self._kept:
             self._kept = [handle for handle in self._kept if not handle.test()]
         for poller in self.pollers:
@@ -221,6 +277,9 @@ class Engine:
             self.last_move_s = self.last_poll_s
         if moved:
             self.vitals[MOVES] += 1
+            self._account(self.split, self._began_poll_s, self.at_rest)
+            self._account(self.split, self.last_poll_s, "gossip")
+        self._began_poll_s = math.inf
         return moved
 
     def cancel(self, task: Task[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from mpimomentum.base_worker import BaseWorker
+from mpimomentum.measures import Seconds
 from mpimomentum.topology import Topology
 from mpimomentum.transport import environment
 from mpimomentum.transport.accumulate import AccumulateWindow
@@ -298,7 +299,17 @@ class MPIWorker(BaseWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows; time counts from here."""
         await self.collectives.barrier()
-        self._began_s = time.monotonic() - self.elapsed_s
+        now_s = time.monotonic()
+        self._began_s = now_s - self.elapsed_s
+        self._engine.restart_split(now_s)
+
+    def stepping(self, has_steps: bool) -> None:
+        """Say whether this rank has steps to make: what it waits for is idle time if not."""
+        self._engine.rest("wait" if has_steps else "idle")
+
+    def time_split(self) -> Seconds:
+        """Return what this rank's time since :meth:`start` went into."""
+        return self._engine.split_until(time.monotonic())
 
     async def quiesce(self) -> None:
         """Wait until every rank has come here and nothing is in flight any more.
@@ -339,14 +350,19 @@ class MPIWorker(BaseWorker):
         """Begin a run."""
         super().bind(objective, lr)
         self._before = Moved(nbytes=-self.collectives.bytes_sent)
+        self._engine.begin_split()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this worker, ready for JSON."""
-        return super().state_dict() | {"moved": dataclasses.asdict(self._moved())}
+        return super().state_dict() | {
+            "moved": dataclasses.asdict(self._moved()),
+            "time_split": dataclasses.asdict(self.time_split()),
+        }
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken; between :meth:`bind` and :meth:`start`."""
         super().load_state_dict(values)
+        self._engine.begin_split(Seconds(**values["time_split"]))
         earlier = Moved(**values["moved"])
         self._before = Moved(
             nbytes=self._before.nbytes + earlier.nbytes,

@@ -101,6 +101,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "steps": 10,
         "slow": "0:10",
         "jitter": 0.0,
+        "log_every": 10,
         "seed": 0,
     }
 

@@ -1,0 +1,7 @@
+"""What a rank counts about its own run while it goes on: bounded in memory, cheap, exact."""
+
+from mpimomentum.measures.histogram import Histogram
+from mpimomentum.measures.tally import Tally
+from mpimomentum.measures.time_split import Seconds, Spent, TimeSplit
+
+__all__ = ["Histogram", "Seconds", "Spent", "Tally", "TimeSplit"]
