@@ -52,10 +52,6 @@ class TimeSplit:
         self.seconds = replace(before) if before is not None else Seconds()
         self.since_s = now_s
 
-    def skip(self, until_s: float) -> None:
-        """Put the time up to `until_s` down to nothing."""
-        self.since_s = until_s
-
     def spend(self, until_s: float, on: Spent) -> None:
         """Put the time up to `until_s` down: to the gradient if one is owed, else to `on`."""
         took_s = until_s - self.since_s

@@ -215,7 +215,7 @@ class VirtualWorker(BaseWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows."""
         await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values, 0.0)
-        self._split.skip(self.now_s())
+        self._split = TimeSplit(self.now_s())
 
     def stepping(self, has_steps: bool) -> None:
         """Say whether this rank has steps to make: what it waits for is idle time if not."""

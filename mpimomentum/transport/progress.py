@@ -185,14 +185,10 @@ class Engine:
         self._account(self.split, min(self._began_poll_s, time.monotonic()), self.at_rest)
         self.at_rest = at_rest
 
-    def begin_split(self, before: Seconds | None = None) -> None:
-        """Let :attr:`split` count from now, on top of what an earlier part of the run took."""
-        self.split = TimeSplit(time.monotonic(), before)
+    def begin_split(self, now_s: float, before: Seconds) -> None:
+        """Let :attr:`split` count from `now_s`, which has just passed, on top of `before`."""
+        self.split = TimeSplit(now_s, before)
         self.split.computing = self.computing
-
-    def restart_split(self, now_s: float) -> None:
-        """Leave out what went on up to now, `now_s`: the run begins."""
-        self.split.skip(now_s)
 
     def split_until(self, now_s: float) -> Seconds:
         """Return :attr:`split`, with what has gone on since something moved, up to `now_s`."""

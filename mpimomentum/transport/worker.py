@@ -86,7 +86,7 @@ class MPIWorker(BaseWorker):
         self._counters: list[FetchAddCounter] = []
         self._words: list[RequestWord] = []
         self._shared: list[NodeShared] = []
-        self._before = Moved()
+        self._before, self._spent_before = Moved(), Seconds()
         if driver not in ("thread", "inline"):
             raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
         self._engine = Engine()
@@ -301,7 +301,7 @@ class MPIWorker(BaseWorker):
         await self.collectives.barrier()
         now_s = time.monotonic()
         self._began_s = now_s - self.elapsed_s
-        self._engine.restart_split(now_s)
+        self._engine.begin_split(now_s, self._spent_before)
 
     def stepping(self, has_steps: bool) -> None:
         """Say whether this rank has steps to make: what it waits for is idle time if not."""
@@ -350,7 +350,7 @@ class MPIWorker(BaseWorker):
         """Begin a run."""
         super().bind(objective, lr)
         self._before = Moved(nbytes=-self.collectives.bytes_sent)
-        self._engine.begin_split()
+        self._spent_before = Seconds()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this worker, ready for JSON."""
@@ -362,7 +362,7 @@ class MPIWorker(BaseWorker):
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken; between :meth:`bind` and :meth:`start`."""
         super().load_state_dict(values)
-        self._engine.begin_split(Seconds(**values["time_split"]))
+        self._spent_before = Seconds(**values["time_split"])
         earlier = Moved(**values["moved"])
         self._before = Moved(
             nbytes=self._before.nbytes + earlier.nbytes,
