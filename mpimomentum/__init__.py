@@ -24,6 +24,7 @@ from mpimomentum.runtime.init import init
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
 from mpimomentum.runtime.run import Run, run, simulate
 from mpimomentum.runtime.schedule import LRSchedule
+from mpimomentum.runtime.shard import shard
 from mpimomentum.simulator import Clock
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TorchObjective",
     "init",
     "run",
+    "shard",
     "simulate",
     "topology",
 ]
