@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative
+from mpimomentum.algorithms.update import heavy_ball
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -62,6 +63,5 @@ class AllReduceSGD:
     async def step(self, w: Worker, s: State) -> None:
         """Compute the mean gradient, then take a momentum step."""
         mean = await w.mean_gradient(s.x, w.sample())
-        s.m.mul_(self.mu).add_(mean)
-        s.x.sub_(s.m * w.lr)
+        heavy_ball(s.x, s.m, mean, w.lr, self.mu)
         w.record(tau=0)
