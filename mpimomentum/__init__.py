@@ -19,9 +19,11 @@ import os
 
 from mpimomentum import topology
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
+from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.init import init
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
+from mpimomentum.runtime.optimizer import DistributedOptimizer
 from mpimomentum.runtime.run import Run, run, simulate
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.shard import shard
@@ -34,10 +36,12 @@ __all__ = [
     "AsyncServer",
     "Checkpoints",
     "Clock",
+    "DistributedOptimizer",
     "LRSchedule",
     "Quadratic",
     "Run",
     "TorchObjective",
+    "broadcast_parameters",
     "init",
     "run",
     "shard",

@@ -102,7 +102,8 @@ class ADPSGD:
             peer = await self._average_with_someone(w, s)
         else:
             peer = await self._exchange(w, s)
-        s.m.mul_(self.mu).add_(await gradient)
+        g = await gradient
+        s.m.mul_(self.mu).add_(g)
         ticket = await s.updates.fetch_add(1)
         scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0  # 1/(n p_i)
         await s.x.add(w.rank, torch.mul(s.m, -scale * w.lr, out=s.x_hat))

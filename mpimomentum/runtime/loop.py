@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class Pauses(Protocol):
 
     async def pause(self, w: Any, state: Any) -> bool:
         """Do what is to be done while all ranks are here; False if all are here for the end."""
+
+
+class Closed(Exception):
+    """Raised where a gradient is awaited that will not come: the user ends the training."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,14 @@ async def train(
         while True:
             paused = False
             w.stepping(w.rank in workers)
-            while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
-                if schedule is not None:
-                    w.lr = algorithm.lr * schedule.factor(w.step)
-                await algorithm.step(w, state)
-                w.step += 1
-                observe(w, state)
-                paused = pauses is not None and pauses.due(w)
+            with contextlib.suppress(Closed):
+                while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
+                    if schedule is not None:
+                        w.lr = algorithm.lr * schedule.factor(w.step)
+                    await algorithm.step(w, state)
+                    w.step += 1
+                    observe(w, state)
+                    paused = pauses is not None and pauses.due(w)
             w.stepping(paused)
             # a pause and the end alike, so that ranks that have finished come to every pause
             await w.quiesce()

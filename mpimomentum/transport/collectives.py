@@ -126,6 +126,13 @@ class Collectives:
             requests, lambda: _assembled(out, rows, parts), self._what("allgather"), hold=(v, parts)
         )
 
+    def broadcast(self, v: Vector, root: int) -> Handle[Vector]:
+        """Overwrite `v`, of any type, with that of `root`; `v` is not to be touched before done."""
+        data = as_buffer(v)
+        requests = [self._comm.Ibcast(data[s], root) for s in self._slices(len(data))]
+        self.bytes_sent += len(data) if self.rank == root else 0
+        return Requests(requests, lambda: v, self._what(f"broadcast from rank {root}"), hold=v)
+
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Send row j to rank j; row i came from rank i."""
         if rows.dim() != 2 or rows.shape[0] != self.size or not rows.is_contiguous():

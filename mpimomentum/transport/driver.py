@@ -27,11 +27,29 @@ class Driver(Protocol):
     failure: BaseException | None
     """What ended the thread that owns MPI, or interrupted a run: nothing can be run any more."""
 
+    def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
+        """Start `coroutine`; it goes on at the latest when :meth:`carry_on` is called."""
+
+    def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
+        """Compute here what coroutines ask for, until `task` is done or `until()` holds."""
+
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` to its end, computing here what it asks for; raise what it raises."""
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
-        """Have the thread that called :meth:`run` call `function` (for coroutines)."""
+        """Have the thread inside :meth:`run` or :meth:`carry_on` call `function`."""
+
+    def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
+        """Like :meth:`compute`, but the thread's own program completes the handle, later.
+
+        `request` is called in that thread with the handle, for the program to find;
+        :meth:`answer` completes it.
+        """
+
+    def answer(
+        self, handle: Handle[T], value: T | None, error: BaseException | None = None
+    ) -> None:
+        """Complete a handle of :meth:`ask`, from the thread that was asked."""
 
     def wake(self) -> None:
         """Have the thread that owns MPI look at once at what there is to do (from any thread)."""
@@ -70,13 +88,18 @@ class InlineDriver:
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
         self.failure: BaseException | None = None
 
-    def run(self, coroutine: Coro[T], what: str) -> T:
-        """Run `coroutine` to its end; gradients run when nothing else can move."""
+    def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
+        """Take `coroutine` up; it moves inside :meth:`carry_on` only."""
         _refuse_after(self.failure, coroutine)
         task = Task(coroutine, what)
         self.engine.begin(task)
+        return task
+
+    def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
+        """Let everything move; gradients run when nothing else can."""
+        self.engine.last_poll_s = self.engine.last_move_s = time.monotonic()
         try:
-            while not task.done:  # every move within a poll, which is timed
+            while not (task.done or until()):  # every move within a poll, which is timed
                 if self.engine.poll():
                     self._backoff.reset()
                 elif self._jobs:
@@ -88,7 +111,11 @@ class InlineDriver:
             self.failure = error
             self.engine.fail_all(error)
             raise
-        self.engine.forget(task)
+
+    def run(self, coroutine: Coro[T], what: str) -> T:
+        """Run `coroutine` to its end."""
+        task = self.begin(coroutine, what)
+        self.carry_on(task)
         return task.result()
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
@@ -108,6 +135,27 @@ class InlineDriver:
 
     def wake(self) -> None:
         """Nobody sleeps while something is computed."""
+
+    def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
+        """Put `request` off until nothing else can move."""
+        handle: Handle[T] = Handle(what)
+
+        def job() -> None:
+            self.engine.gradients_asked += 1
+            self.engine.vitals[BEATS] = -1  # nobody here counts until there is an answer
+            request(handle)
+
+        self._jobs.append(job)
+        return handle
+
+    def answer(
+        self, handle: Handle[T], value: T | None, error: BaseException | None = None
+    ) -> None:
+        """Complete `handle`."""
+        _complete(handle, value, error)
+        self.engine.vitals[BEATS] = 0
+        self.engine.gradients_returned += 1
+        self.engine.last_move_s = time.monotonic()
 
     def abort(self) -> None:
         """End the job."""
@@ -159,20 +207,30 @@ class ThreadDriver:
         started.wait()
         ready.result()
 
-    def run(self, coroutine: Coro[T], what: str) -> T:
-        """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
+    def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
+        """Start `coroutine` on the communication thread."""
         _refuse_after(self.failure, coroutine)
         task = Task(coroutine, what)
-        task.on_done(lambda: self._jobs.put(task))
+        task.on_done(lambda: self._jobs.put(task))  # wakes carry_on()
         self._submitted.put(task)
         self._backoff.wake.set()
+        return task
+
+    def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
+        """Compute here what the coroutines over there ask for."""
         try:
-            while (job := self._jobs.get()) is not task:
-                if not isinstance(job, Task):
+            while not (task.done or until()):
+                job = self._jobs.get()
+                if not isinstance(job, Task):  # a task that has ended: perhaps ours, perhaps not
                     job()
         except BaseException as error:  # Ctrl-C: the coroutine is still under way over there
             self.failure = error
             raise
+
+    def run(self, coroutine: Coro[T], what: str) -> T:
+        """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
+        task = self.begin(coroutine, what)
+        self.carry_on(task)
         return task.result()
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
@@ -192,6 +250,21 @@ class ThreadDriver:
 
     def wake(self) -> None:
         """Cut the communication thread's nap short."""
+        self._backoff.wake.set()
+
+    def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
+        """Hand `request` to the program's thread."""
+        handle: Handle[T] = Handle(what)
+        self.engine.gradients_asked += 1
+        self._jobs.put(lambda: request(handle))
+        return handle
+
+    def answer(
+        self, handle: Handle[T], value: T | None, error: BaseException | None = None
+    ) -> None:
+        """Complete `handle`, and wake the communication thread."""
+        _complete(handle, value, error)
+        self.engine.gradients_returned += 1
         self._backoff.wake.set()
 
     def abort(self) -> None:
@@ -250,6 +323,13 @@ def _refuse_after(failure: BaseException | None, coroutine: Coro[Any]) -> None:
             "the communication thread has failed or was interrupted, and what it did is lost: "
             "close this worker and make a new one"
         ) from failure
+
+
+def _complete(handle: Handle[T], value: T | None, error: BaseException | None) -> None:
+    if error is None:
+        handle.resolve(value)  # type: ignore[arg-type]  # None only where T is None
+    else:
+        handle.fail(error)
 
 
 def _carry_out(function: Callable[[], T], handle: Handle[T]) -> None:

@@ -53,6 +53,10 @@ class Task(Handle[T]):
         """Whether all it waits for is a message that may never come."""
         return self._waiting is not None and self._waiting.may_never_come
 
+    def is_waiting_for(self, handle: Handle[Any]) -> bool:
+        """Whether the coroutine stands at ``await handle``."""
+        return self._waiting is handle
+
     def waits_for(self) -> str:
         """Return what the innermost coroutine waits for, in words."""
         inner = self._waiting

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 
 from mpimomentum.base_worker import BaseWorker
@@ -24,7 +25,7 @@ from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
 from mpimomentum.transport.node_shared import NodeShared, require_room
-from mpimomentum.transport.progress import Backoff, Coro, Engine, Task
+from mpimomentum.transport.progress import Backoff, Coro, Engine, Poll, Task
 from mpimomentum.transport.request_word import RequestWord
 from mpimomentum.transport.requests import Requests
 from mpimomentum.transport.watchdog import Sentinel, Watchdog
@@ -32,6 +33,8 @@ from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 T = TypeVar("T")
+
+_WHAT_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class MPIWorker(BaseWorker):
         self._timeout_s = timeout_s
         self._closed = False
         self._broken = False
+        self.closing: list[Callable[[], None]] = []
         self._began_s = time.monotonic()
         self._windows: list[InboxWindow | AccumulateWindow] = []
         self._mailboxes: list[PointToPoint] = []
@@ -166,10 +170,30 @@ class MPIWorker(BaseWorker):
         self._shared.append(NodeShared(self.env, tensors))
         return self._shared[-1].tensors
 
+    def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
+        """Start `coroutine`, for a program that does other things meanwhile."""
+        return self._driver.begin(coroutine, what)
+
+    def carry_on(self, task: Task[Any], until: Callable[[], bool]) -> None:
+        """Do here what coroutines ask for, until `task` is done or `until()` holds."""
+        self._driver.carry_on(task, until)
+        self._broken |= task.failed
+
+    def answer(
+        self, request: Handle[T], value: T | None, error: BaseException | None = None
+    ) -> None:
+        """Complete what an objective was ``asked`` for."""
+        self._driver.answer(request, value, error)
+
     def close(self) -> None:
-        """Free everything of MPI's and stop the communication thread. Collective, idempotent."""
+        """Free everything of MPI's and stop the communication thread. Collective, idempotent.
+
+        What was put into `closing` is closed first.
+        """
         if self._closed:
             return
+        while self.closing and not self._broken:
+            self.closing.pop()()
         self._closed = True
         atexit.unregister(self._close_at_exit)
         if self._driver.failure is None:
@@ -198,8 +222,7 @@ class MPIWorker(BaseWorker):
 
     async def _close(self) -> None:
         # not the collectives' communicator: others may be in an allreduce that will never come
-        closing = Requests([self.env.comm.Ibarrier()], lambda: None, "all ranks to close")
-        await closing
+        await self.meet("the end of the program, or worker.close()")
         await self.release()
         for shared in self._shared:
             shared.close()
@@ -214,12 +237,23 @@ class MPIWorker(BaseWorker):
         return time.monotonic() - self._began_s
 
     def gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
-        """Start a gradient on the program's thread."""
+        """Start a gradient on the program's thread, or ask the user's own loop for one."""
         objective = self.objective
+        if hasattr(objective, "asked"):
+            return self._ask("gradient", x, batch)
         return self._driver.compute(lambda: objective.gradient(x, batch), "a gradient")
 
+    def _ask(self, kind: str, x: Vector, batch: Batch) -> Handle[Vector]:
+        """Call the objective's ``asked(kind, x, batch, handle)`` in the program's thread."""
+        asked = self.objective.asked  # type: ignore[attr-defined]
+        return self._driver.ask(
+            lambda handle: asked(kind, x, batch, handle), "this rank's program to call step()"
+        )
+
     def full_gradient(self, x: Vector) -> Handle[Vector]:
-        """Start a full gradient on the program's thread."""
+        """Start a full gradient on the program's thread, or ask the user's own loop for one."""
+        if hasattr(self.objective, "asked"):
+            return self._ask("full", x, None)
         full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
         return self._driver.compute(lambda: full(x), "a full gradient")
 
@@ -249,6 +283,36 @@ class MPIWorker(BaseWorker):
         t = self.step if t is None else t
         handle = self.collectives.neighbor_allgather(v, self.mixing(t), t)
         return self._engine.keep(handle)
+
+    def broadcast(self, v: Vector, root: int = 0) -> Handle[Vector]:
+        """Overwrite `v` with that of `root`."""
+        return self._engine.keep(self.collectives.broadcast(v, root))
+
+    def until(self, condition: Callable[[], bool], what: str) -> Handle[bool]:
+        """Wait until `condition()`, which is asked at every poll, holds."""
+        return Poll(lambda: condition() or None, what)
+
+    async def meet(self, what: str) -> None:
+        """Wait until every rank is at the same point of its program.
+
+        Apart from the collectives of a run, so that it goes well whatever those are doing.
+
+        Raises
+        ------
+        RuntimeError
+            On all ranks, if they are at different points.
+        """
+        mine = np.frombuffer(what.encode()[:_WHAT_BYTES].ljust(_WHAT_BYTES, b"\0"), dtype=np.uint8)
+        rows = np.empty((self.size, _WHAT_BYTES), dtype=np.uint8)
+        request = self.env.comm.Iallgather(mine, rows)
+        await Requests([request], lambda: None, f"all ranks to come to {what}", hold=(mine, rows))
+        said = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+        if len(set(said)) > 1:
+            raise RuntimeError(
+                "the ranks' programs have come apart: "
+                + ", ".join(f"rank {r} is at {text}" for r, text in enumerate(said))
+                + "; every rank must call these together"
+            )
 
     def gather(self, v: Vector) -> Handle[list[Vector] | None]:
         """Collect a vector of any length from every rank at rank 0; None elsewhere."""

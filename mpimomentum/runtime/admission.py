@@ -1,0 +1,61 @@
+"""What a DistributedOptimizer refuses before it begins."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from mpimomentum.runtime.agreement import told
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.loop import check, roles
+from mpimomentum.runtime.objectives.flat import FlatModel
+from mpimomentum.worker import Algorithm
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
+
+
+def admissible(
+    model: nn.Module, algorithm: Algorithm[Any], worker: MPIWorker, weight_decay: float
+) -> None:
+    """Refuse what cannot be run."""
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        raise BadInput(
+            f"the model is wrapped in {type(model).__name__}, which would average gradients by "
+            f"itself: pass model.module"
+        )
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a torch.nn.Module is needed as the model; got {type(model).__name__}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadInput("the model has no trainable parameter (requires_grad=True)")
+    try:
+        check(algorithm, worker.topology)
+    except TypeError as error:
+        raise BadInput(str(error)) from error
+    if not 0 <= weight_decay < float("inf"):
+        raise BadInput(f"weight_decay={weight_decay} must be finite and not negative")
+    workers, _ = roles(algorithm, worker.size)
+    if len(workers) < worker.size:
+        idle = sorted(set(range(worker.size)) - set(workers))
+        raise BadInput(
+            f"{algorithm!r}: ranks {idle} would only serve, and their loops never run: leave out "
+            f"dedicated=True, or use mm.run"
+        )
+    if worker.closing:
+        raise BadInput("this worker has an optimizer already: close() that one first")
+
+
+def same_everywhere(worker: MPIWorker, parameters: FlatModel, algorithm: Algorithm[Any]) -> None:
+    """Refuse models or algorithms that differ between ranks."""
+    layout = [(p.name, tuple(p.x.shape), str(p.parameter.dtype)) for p in parameters.parts]
+    digest = hashlib.sha256(repr(layout).encode()).hexdigest()[:12]
+    mine = f"{algorithm!r} on {len(layout)} parameters of {parameters.dim} numbers ({digest})"
+    texts = told(worker, mine)
+    for rank, theirs in enumerate(texts):
+        if theirs != texts[0]:
+            raise BadInput(
+                f"rank 0 has {texts[0]}, rank {rank} {theirs}: construct the same on every rank"
+            )

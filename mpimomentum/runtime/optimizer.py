@@ -1,0 +1,421 @@
+"""``DistributedOptimizer``: any algorithm inside a training loop of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mpimomentum.runtime.admission import admissible, same_everywhere
+from mpimomentum.runtime.agreement import agreed
+from mpimomentum.runtime.broadcast import broadcast_parameters
+from mpimomentum.runtime.consensus import Consensus, mean_model
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.objectives.flat import FlatModel
+from mpimomentum.runtime.own_loop import Asking, OwnLoop
+from mpimomentum.runtime.telemetry import staleness
+from mpimomentum.worker import Algorithm, Vector
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
+
+OURS = "mpimomentum"  # our key in a state_dict
+LOOK_EVERY = 64  # steps between two walks through the whole module
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """Trains a model with any algorithm, in a loop of one's own. Collective to make.
+
+    Stands where ``torch.optim.SGD(model.parameters(), …)`` stood; the loop stays as it is. After
+    :meth:`step` the parameters hold the point at which the algorithm wants the next gradient. At
+    the start all ranks take over the parameters and buffers of rank 0.
+
+    Learning-rate schedulers, ``clip_grad_norm_`` (on this rank's own gradient; on the mean gradient
+    where the algorithm averages gradients), gradient accumulation (:meth:`no_sync`),
+    ``torch.amp.GradScaler``, several parameter groups, tied weights, ``channels_last``,
+    ``torch.compile`` and float16 or bfloat16 parameters (through float32 masters) work as usual.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On its device already. From now on its parameters are views of one flat tensor, which only
+        :meth:`step`, :meth:`consensus`, :meth:`publish` and :meth:`load_state_dict` write.
+    algorithm : Algorithm
+        Such as ``mm.ADPSGD(lr=0.1, mu=0.9)``; the same on all ranks. Its ``lr`` is the groups'
+        default.
+    worker : MPIWorker
+        From ``mm.init()``, whose topology is used. One optimizer at a time.
+    param_groups : iterable, optional
+        As for ``torch.optim``: parameters, or dicts with "params" and their own "lr" and
+        "weight_decay". By default all parameters of the model, in one group.
+    weight_decay : float
+        λ, added to the gradient as λx (L2), as in ``torch.optim.SGD``; algorithms that decay the
+        weights themselves use it their own way.
+
+    Raises
+    ------
+    BadInput
+        On all ranks, if the model or algorithm of one rank cannot be run, or they differ.
+
+    Examples
+    --------
+    >>> import torch, mpimomentum as mm
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with mm.DistributedOptimizer(model, mm.ADPSGD(lr=0.1, mu=0.9), mm.init()) as optimizer:
+    ...     for _ in range(10):
+    ...         optimizer.zero_grad()
+    ...         loss = (model(torch.ones(4, 2)) - 1).square().mean()
+    ...         loss.backward()
+    ...         optimizer.step()
+    >>> bool(loss < 1)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        algorithm: Algorithm[Any],
+        worker: MPIWorker,
+        *,
+        param_groups: Iterable[Any] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._loop: OwnLoop | None = None
+        self._model = model
+        self._algorithm = algorithm
+        self._worker = worker
+        self._lent = False
+        self._decoupled = getattr(algorithm, "decoupled_weight_decay", False)
+
+        def prepare() -> FlatModel:
+            admissible(model, algorithm, worker, weight_decay)
+            groups = model.parameters() if param_groups is None else param_groups
+            super(DistributedOptimizer, self).__init__(
+                groups, {"lr": algorithm.lr, "weight_decay": weight_decay}
+            )
+            return self._laid_out()
+
+        self._asking = Asking(agreed(worker, prepare))
+        same_everywhere(worker, self._parameters, algorithm)
+        worker.bind(self._asking, algorithm.lr)
+        worker.closing.append(self.close)
+        self._begin()
+
+    # -- a step ------------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Set all gradients to zero.
+
+        They stay views of one flat tensor; `set_to_none` changes nothing.
+        """
+        self._parameters.zero_grad()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Give the gradient to the algorithm; on return the parameters hold its next point.
+
+        Waits for other ranks only if the algorithm does.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss anew, with ``zero_grad()`` and ``backward()``; called as often as the
+            algorithm asks for a gradient on this mini-batch, at the points it chooses.
+
+        Returns
+        -------
+        object
+            What the first call of `closure` returned, else None.
+
+        Raises
+        ------
+        RuntimeError
+            If the parameters were changed, frozen, unfrozen or moved by somebody else, or the
+            algorithm needs a closure.
+        Exception
+            What the algorithm raised.
+        """
+        loop = self._usable()
+        parameters = self._parameters
+        parameters.check_module() if self._worker.step % LOOK_EVERY == 0 else parameters.check()
+        request = loop.request
+        if request.kind == "full" and closure is None:
+            raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
+        result = self._evaluate(closure) if closure is not None else None
+        self._set_rates()
+        if self._skip():
+            return result
+        loop.answer(self._gradient())
+        while loop.request.kind == "full" or loop.request.batch == request.batch:
+            if closure is None:
+                raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
+            self._evaluate(closure)
+            loop.answer(self._gradient())
+        return result
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Accumulate: gradients of backward passes in here are only added up.
+
+        The first pass outside gives the sum of all to the algorithms that average gradients while
+        they are computed. The others need nothing but a :meth:`step` after several passes.
+        """
+        yield
+
+    # -- the model ---------------------------------------------------------------------------------
+
+    def consensus(self) -> Consensus:
+        """Put the average of all ranks' models into this model, for evaluation. Collective.
+
+        Floating-point buffers, such as BatchNorm's running statistics, are averaged too.
+
+        Returns
+        -------
+        Consensus
+            A context manager that puts this rank's own parameters and buffers back; its `distance`
+            is the root mean square over the ranks of their distance to the average. Needed in the
+            middle of training; at the end the plain call does.
+
+        Examples
+        --------
+        ::
+
+            with optimizer.consensus():
+                accuracy = evaluate(model)
+        """
+        self._not_lent()
+        p = self._parameters
+        own = (p.flat.clone(), p.statistics())
+        if self._loop is not None:
+            mean, statistics, distance = self._usable().average(own[1])
+        else:
+            averaging = mean_model(self._worker, own[0].cpu(), own[1])
+            mean, statistics, distance = self._worker.run(averaging, "consensus()")
+
+        def put_back() -> None:
+            p.load(own[0])
+            p.load_statistics(own[1])
+            self._lent = False
+
+        p.load(mean)
+        p.load_statistics(statistics)
+        self._lent = self._loop is not None
+        return Consensus(distance, put_back)
+
+    def publish(self) -> None:
+        """Go on from the parameters and buffers that rank 0's model holds now. Collective.
+
+        For after ``model.load_state_dict``, a plain :meth:`consensus`, and after parameters were
+        frozen or unfrozen. The algorithm begins anew: without momentum, at the same step number.
+        """
+        loop = self._usable(changed=True, lent=True)
+        self._worker.run(self._worker.meet("publish()"), "publish()")
+        loop.close()
+        self._loop, self._lent = None, False
+        self._asking.parameters = agreed(self._worker, self._laid_out)
+        same_everywhere(self._worker, self._parameters, self._algorithm)
+        self._begin()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to those that are trained, and :meth:`publish`. Collective."""
+        super().add_param_group(param_group)
+        if self._loop is not None:
+            self.publish()
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything of this rank that a restart needs. Collective.
+
+        Unlike torch's, to be called and saved on every rank, each its own: ranks have models,
+        momentum and random streams of their own. Nothing is in flight when it is taken. The
+        model's buffers are in ``model.state_dict()``.
+
+        Returns
+        -------
+        dict
+            Of tensors, numbers, strings, lists and dicts, so that
+            ``torch.load(…, weights_only=True)`` reads it.
+        """
+        packed = super().state_dict()
+        packed[OURS] = self._identity() | self._usable().save()
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned on this rank. Collective.
+
+        Sets the parameters, too.
+
+        Raises
+        ------
+        BadInput
+            On all ranks, if it is of another algorithm, rank, number of ranks or model.
+        """
+        loop = self._usable(changed=True, lent=True)
+        agreed(self._worker, lambda: self._check_saved(state_dict))
+        loop.close()
+        self._loop, self._lent = None, False
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != OURS})
+        self._begin(state_dict[OURS])
+
+    def close(self) -> None:
+        """End the training. Collective, idempotent.
+
+        The parameters then hold this rank's final model; :meth:`consensus` gives the average.
+        """
+        if self._loop is None:
+            return
+        loop, self._loop = self._loop, None
+        if self.close in self._worker.closing:  # else the worker is closing, and has taken it out
+            self._worker.closing.remove(self.close)
+        self._worker.run(self._worker.meet("the end of the training"), "the end of the training")
+        self._parameters.load(loop.close())
+
+    def __enter__(self) -> DistributedOptimizer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or self._worker.size == 1:  # the others will not come to a collective close
+            self.close()
+
+    # -- what was measured -------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the algorithm recorded on this rank so far: a dict a record, by time."""
+        return self._worker.records
+
+    @property
+    def staleness(self) -> dict[str, Any]:
+        """Mean, median, 99th percentile, maximum and histogram of this rank's updates so far."""
+        return staleness(np.array([r["tau"] for r in self.records if "tau" in r], dtype=float))
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    @property
+    def _parameters(self) -> FlatModel:
+        return self._asking.parameters
+
+    def _laid_out(self) -> FlatModel:
+        groups = [group["params"] for group in self.param_groups]
+        known = {id(p) for p in self._model.parameters()}
+        for index, group in enumerate(groups):
+            if any(id(p) not in known for p in group):
+                raise BadInput(f"group {index} holds a parameter that is not the model's")
+        return FlatModel(self._model, groups)
+
+    def _begin(self, saved: dict[str, Any] | None = None) -> None:
+        if saved is None:
+            broadcast_parameters(self._model, self._worker)
+            self._parameters.take_over()
+        self._set_rates()
+        self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved)
+
+    def _usable(self, *, changed: bool = False, lent: bool = False) -> OwnLoop:
+        """Return the loop, unless what the user did meanwhile would be lost."""
+        if self._loop is None:
+            raise RuntimeError("this optimizer is closed: make a new one")
+        if not lent:
+            self._not_lent()
+        name = None if changed or self._lent else self._parameters.changed()
+        if name is not None:
+            raise RuntimeError(
+                f"parameter {name!r} was changed by something other than step(), such as "
+                f"load_state_dict, and the change would be lost: call publish() after it, on every "
+                f"rank"
+            )
+        return self._loop
+
+    def _not_lent(self) -> None:
+        if self._lent:
+            raise RuntimeError(
+                "the model still holds the average that consensus() put there: write "
+                "'with optimizer.consensus():', or call publish() to go on from the average"
+            )
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            return closure()
+
+    def _gradient(self) -> Vector:
+        """Return the gradient with weight decay, on the CPU."""
+        p = self._parameters
+        p.collect()
+        if not self._decoupled:
+            for group, part in zip(self.param_groups, p.group_slices, strict=True):
+                if group["weight_decay"] != 0:
+                    p.grad[part].add_(p.flat[part], alpha=float(group["weight_decay"]))
+        return p.grad.cpu()
+
+    def _set_rates(self) -> None:
+        """Take up the groups' lr, as schedulers left them, and weight decay."""
+        self._worker.lr = self._rate("lr")
+        self._worker.weight_decay = self._rate("weight_decay") if self._decoupled else 0.0
+
+    def _rate(self, name: str) -> float | Vector:
+        p = self._parameters
+        parts = [
+            (float(group[name]), part)
+            for group, part in zip(self.param_groups, p.group_slices, strict=True)
+            if part.stop > part.start
+        ]
+        if len({value for value, _ in parts}) == 1:
+            return parts[0][0]
+        rate = torch.empty(p.dim, dtype=p.dtype)
+        for value, part in parts:
+            rate[part] = value
+        return rate
+
+    def _skip(self) -> bool:
+        """Undo a GradScaler's factor; True if it found an overflow on a rank that others await."""
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            self._parameters.collect()
+            self._parameters.grad.div_(scale)
+        found = getattr(self, "found_inf", None)
+        if found is None:
+            return False
+        skip = bool(found)
+        if self._algorithm.synchronous:
+            skip = self._worker.run(_any(self._worker, skip), "the ranks' GradScalers")
+        return skip
+
+    # GradScaler then calls step() in any case and leaves found_inf to us: were a rank's step()
+    # left out, the others would wait for it.
+    _step_supports_amp_scaling = True
+
+    def _identity(self) -> dict[str, Any]:
+        parameters = dataclasses.asdict(self._algorithm)  # type: ignore[call-overload]
+        parameters.pop("lr", None)  # a schedule's to change
+        return {
+            "algorithm": self._algorithm.name,
+            "parameters": parameters,
+            "rank": self._worker.rank,
+            "size": self._worker.size,
+            "dim": self._parameters.dim,
+        }
+
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        saved = state_dict.get(OURS)
+        if saved is None:
+            raise BadInput(
+                "this state_dict is not of a DistributedOptimizer: load the model's own, then call "
+                "publish()"
+            )
+        for key, mine in self._identity().items():
+            if saved[key] != mine:
+                raise BadInput(f"the state_dict has {key} {saved[key]!r}, this optimizer {mine!r}")
+
+
+_NEEDS_CLOSURE = (
+    "{name} asks for several gradients a step: write optimizer.step(closure), where closure() "
+    "calls zero_grad(), computes the loss, calls backward() and returns the loss"
+)
+
+
+async def _any(w: MPIWorker, flag: bool) -> bool:
+    return bool(await w.allreduce(torch.tensor([int(flag)])))
