@@ -275,7 +275,7 @@ class ThreadDriver:
         self._abort()  # reached only if the thread had ended before: nobody else calls MPI then
 
     def close(self) -> None:
-        """Stop the thread once its tasks are done, and wait for it."""
+        """Stop the thread, with whatever is still under way there, and wait for it."""
         self._closing = True
         self._backoff.wake.set()
         self._thread.join()
@@ -307,7 +307,7 @@ class ThreadDriver:
         while not self._aborting:
             for task in _emptied(self._submitted):
                 engine.begin(task)
-            if self._closing and (self.failure is not None or not engine.tasks):
+            if self._closing:
                 return
             if engine.poll():
                 self._backoff.reset()
