@@ -147,13 +147,16 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
         result = self._evaluate(closure) if closure is not None else None
         self._set_rates()
+        loop.computed()
         if self._skip():
+            loop.skip()
             return result
         loop.answer(self._gradient())
         while loop.request.kind == "full" or loop.request.batch == request.batch:
             if closure is None:
                 raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
             self._evaluate(closure)
+            loop.computed()
             loop.answer(self._gradient())
         return result
 
@@ -161,10 +164,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def no_sync(self) -> Iterator[None]:
         """Accumulate: gradients of backward passes in here are only added up.
 
-        The first pass outside gives the sum of all to the algorithms that average gradients while
-        they are computed. The others need nothing but a :meth:`step` after several passes.
+        Saves traffic for the algorithms that average gradients over the ranks, which they do in
+        every pass otherwise. The others need nothing but a :meth:`step` after several passes.
         """
-        yield
+        with self._usable().accumulating():
+            yield
 
     # -- the model ---------------------------------------------------------------------------------
 
@@ -342,9 +346,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return closure()
 
     def _gradient(self) -> Vector:
-        """Return the gradient with weight decay, on the CPU."""
+        """Return the gradient with weight decay, on the CPU; without a GradScaler's factor."""
         p = self._parameters
         p.collect()
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            p.grad.div_(scale)
         if not self._decoupled:
             for group, part in zip(self.param_groups, p.group_slices, strict=True):
                 if group["weight_decay"] != 0:
@@ -371,11 +378,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return rate
 
     def _skip(self) -> bool:
-        """Undo a GradScaler's factor; True if it found an overflow on a rank that others await."""
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            self._parameters.collect()
-            self._parameters.grad.div_(scale)
+        """Whether a GradScaler found an overflow here, or on a rank that others wait for."""
         found = getattr(self, "found_inf", None)
         if found is None:
             return False

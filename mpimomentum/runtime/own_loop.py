@@ -7,18 +7,20 @@ gives the gradient, and returns when the algorithm asks for the next one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from mpimomentum.runtime.averaged_backward import AveragedBackward, Parts
 from mpimomentum.runtime.consensus import mean_model
-from mpimomentum.runtime.loop import Closed, Stop, model_of, train
+from mpimomentum.runtime.loop import Closed, Pauses, Stop, model_of, train
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.state import Values, restore, snapshot
 from mpimomentum.worker import Algorithm, Handle, Objective, Vector
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["gradient", "mean", "full"]
 
-_STREAMS = ("rng", "shared_rng", "data_rng")
-
 
 @dataclass(frozen=True)
 class Request:
@@ -41,6 +41,8 @@ class Request:
     batch: int | None
     """Number of the mini-batch; None for all data."""
     handle: Handle[Vector]
+    parts: Parts | None
+    """Where a "mean" gradient goes while backward computes it."""
 
 
 class Asking(Objective):
@@ -89,10 +91,17 @@ class Asking(Objective):
         """Refuse: only the user's loop knows the loss."""
         raise NotImplementedError
 
-    def asked(self, kind: Kind, x: Vector, batch: int | None, handle: Handle[Vector]) -> None:
+    def asked(
+        self,
+        kind: Kind,
+        x: Vector,
+        batch: int | None,
+        handle: Handle[Vector],
+        parts: Parts | None,
+    ) -> None:
         """Set the parameters to `x` and leave the request for the user's loop."""
         self.parameters.load(x)
-        self.pending = Request(kind, batch, handle)
+        self.pending = Request(kind, batch, handle, parts)
 
 
 class OwnLoop:
@@ -123,7 +132,9 @@ class OwnLoop:
         self.worker = worker
         self._asking = asking
         asking.pending = None
-        self._steps: Any = _Steps(algorithm, saved)
+        self._algorithm = algorithm
+        self._begin = _Begin(saved)
+        self._backward: AveragedBackward | None = None
         self._task = worker.begin(self._train(asking.initial()), f"a loop with {algorithm.name}")
         self._await_request()
 
@@ -142,15 +153,32 @@ class OwnLoop:
         assert self._asking.pending is not None
         return self._asking.pending
 
+    def computed(self) -> None:
+        """Complete the averaging of a gradient, if that is asked for; before it is used."""
+        if self.request.parts is not None and self._backward is not None:
+            self._backward.finish()
+
+    def skip(self) -> None:
+        """Wait for another gradient in place of the one just computed."""
+        request = self.request
+        if request.parts is not None and self._backward is not None:
+            self._backward.begin(request.parts)
+
     def answer(self, g: Vector) -> None:
         """Give the gradient; returns when the next one is asked for. `g` may be changed then."""
         request, self._asking.pending = self.request, None
         self.worker.answer(request.handle, g)
         self._await_request()
 
+    def accumulating(self) -> contextlib.AbstractContextManager[None]:
+        """Average nothing meanwhile: backward only adds up."""
+        return contextlib.nullcontext() if self._backward is None else self._backward.paused()
+
     def close(self) -> Vector:
         """End the run and return this rank's final model, shape (dim,). Collective."""
         request, self._asking.pending = self.request, None
+        if self._backward is not None:
+            self._backward.close()
         self.worker.answer(request.handle, None, Closed())
         self.worker.carry_on(self._task, lambda: False)
         return self._task.result()
@@ -161,10 +189,10 @@ class OwnLoop:
 
         async def saving() -> Values:
             await self._pause("state_dict()")
-            values = await snapshot(self._steps.state)
-            streams = {name: getattr(w, name).bit_generator.state for name in _STREAMS}
+            values = await snapshot(self._begin.state)
+            values = {"worker": w.state_dict(), "state": values}
             await w.meet("the end of state_dict()")  # or a rank that goes on would change ours
-            return {"step": w.step, **streams, "state": values}
+            return values
 
         return w.run(saving(), "state_dict()")
 
@@ -186,7 +214,8 @@ class OwnLoop:
 
     async def _train(self, x0: Vector) -> Vector:
         w = self.worker
-        state = await train(w, self._steps, x0, Stop(steps=sys.maxsize), lambda w, s: None)
+        forever = Stop(steps=sys.maxsize)
+        state = await train(w, self._algorithm, x0, forever, lambda w, s: None, pauses=self._begin)
         x = model_of(state)
         await w.release()
         return x
@@ -195,12 +224,23 @@ class OwnLoop:
         self.worker.carry_on(self._task, lambda: self._asking.pending is not None)
         if self._task.done:
             self._task.result()  # raises: it ends by itself only if it fails
+        parts = self.request.parts
+        if parts is not None:
+            if self._backward is None:
+                self._backward = AveragedBackward(self._asking.parameters, self._wait)
+            self._backward.begin(parts)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        self.worker.carry_on(self._task, condition)
+        if self._task.done:
+            self._task.result()  # raises: averaging failed
 
     async def _pause(self, what: str) -> None:
         """Wait until every rank's algorithm stands at its gradient and nothing is in flight."""
-        handle = self.request.handle
+        request = self.request
+        awaited: Any = request.handle if request.parts is None else request.parts
         await self.worker.until(
-            lambda: self._task.done or self._task.is_waiting_for(handle), "this rank's own gossip"
+            lambda: self._task.done or self._task.is_waiting_for(awaited), "this rank's own gossip"
         )
         if self._task.done:
             self._task.result()
@@ -209,40 +249,34 @@ class OwnLoop:
 
     async def _final_model(self) -> Vector:
         """Return what the model would be, did the run end now; the State stays as it is."""
-        state = copy.copy(self._steps.state)
+        state = copy.copy(self._begin.state)
         if isinstance(state.x, torch.Tensor):
             state = dataclasses.replace(state, x=state.x.clone())
-        if hasattr(self._steps, "finish"):
-            await self._steps.finish(self.worker, state)
+        if hasattr(self._algorithm, "finish"):
+            await self._algorithm.finish(self.worker, state)
         return model_of(state)
 
 
-class _Steps:
-    """The algorithm, with its State in reach, going on from saved values if there are any."""
+class _Begin(Pauses):
+    """Keeps the State within reach, and puts saved values into it before the first step."""
 
-    def __init__(self, algorithm: Algorithm[Any], saved: Values | None) -> None:
-        self._algorithm = algorithm
+    def __init__(self, saved: Values | None) -> None:
         self._saved = saved
         self.state: Any = None
 
-    def __getattr__(self, name: str) -> Any:
-        """Answer for all else that the algorithm has: name, roles, serve, finish."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._algorithm, name)
-
-    def init(self, w: MPIWorker, x0: Vector) -> Any:
-        """Keep the State."""
-        self.state = self._algorithm.init(w, x0)
-        return self.state
-
-    async def step(self, w: MPIWorker, s: Any) -> None:
-        """Before the first step, put the saved values in their place."""
+    async def begin(self, w: Any, state: Any, workers: int, synchronous: bool) -> None:
+        """Restore; the loop then waits for all ranks, so that nobody meets one not restored."""
+        self.state = state
         if self._saved is not None:
-            saved, self._saved = self._saved, None
-            await restore(s, saved["state"])
-            for name in _STREAMS:
-                getattr(w, name).bit_generator.state = saved[name]
-            w.step = saved["step"]
-            await w.quiesce()  # nobody averages with a rank that is not restored yet
-        await self._algorithm.step(w, s)
+            await restore(state, self._saved["state"])
+            w.load_state_dict(self._saved["worker"])
+        elif w.step:  # published: the same run goes on
+            w.elapsed_s = w.now_s()
+
+    def due(self, w: Any) -> bool:
+        """Never: the user's program decides."""
+        return False
+
+    async def pause(self, w: Any, state: Any) -> bool:
+        """All are here for the end."""
+        return False

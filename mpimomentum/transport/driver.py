@@ -51,6 +51,9 @@ class Driver(Protocol):
     ) -> None:
         """Complete a handle of :meth:`ask`, from the thread that was asked."""
 
+    def nudge(self) -> None:
+        """Have :meth:`carry_on` look at its condition again (from the thread that owns MPI)."""
+
     def wake(self) -> None:
         """Have the thread that owns MPI look at once at what there is to do (from any thread)."""
 
@@ -132,6 +135,9 @@ class InlineDriver:
 
         self._jobs.append(job)
         return handle
+
+    def nudge(self) -> None:
+        """Do nothing: it looks at every turn."""
 
     def wake(self) -> None:
         """Nobody sleeps while something is computed."""
@@ -247,6 +253,10 @@ class ThreadDriver:
         self.engine.gradient_asked()
         self._jobs.put(job)
         return handle
+
+    def nudge(self) -> None:
+        """Put something into the queue at which it waits."""
+        self._jobs.put(lambda: None)
 
     def wake(self) -> None:
         """Cut the communication thread's nap short."""

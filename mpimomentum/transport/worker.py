@@ -244,10 +244,10 @@ class MPIWorker(BaseWorker):
         return self._driver.compute(lambda: objective.gradient(x, batch), "a gradient")
 
     def _ask(self, kind: str, x: Vector, batch: Batch) -> Handle[Vector]:
-        """Call the objective's ``asked(kind, x, batch, handle)`` in the program's thread."""
+        """Call the objective's ``asked(kind, x, batch, handle, None)`` in the program's thread."""
         asked = self.objective.asked  # type: ignore[attr-defined]
         return self._driver.ask(
-            lambda handle: asked(kind, x, batch, handle), "this rank's program to call step()"
+            lambda handle: asked(kind, x, batch, handle, None), "this rank's program to call step()"
         )
 
     def full_gradient(self, x: Vector) -> Handle[Vector]:
@@ -259,6 +259,8 @@ class MPIWorker(BaseWorker):
 
     def mean_gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
         """Start a gradient on the program's thread, and average its parts as they come."""
+        if hasattr(self.objective, "asked"):
+            return self._engine.keep(self._mean_gradients.asked(self.objective, x, batch))
         mean = self._mean_gradients.at(self.objective, x, batch)
         return self._engine.keep(Task(mean, "the mean gradient"))
 

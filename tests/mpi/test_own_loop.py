@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -256,3 +257,68 @@ def test_a_dedicated_server_has_no_loop_to_run(make_worker: Any) -> None:
     w = make_worker()
     with pytest.raises(ValueError, match=r"ranks \[0\] would only serve"):
         mm.DistributedOptimizer(net(), mm.AsyncServer(lr=LR, dedicated=True), w)
+
+
+def accumulated(w: Any, model: nn.Module, sync_always: bool) -> int:
+    """Three steps of two backward passes each; returns the bytes sent."""
+    with mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=LR, mu=MU), w) as opt:
+        before = w.bytes_sent
+        for step in range(3):
+            opt.zero_grad()
+            with contextlib.nullcontext() if sync_always else opt.no_sync():
+                x, y = data(w.rank, 2 * step)
+                ((model(x) - y).square().mean() / 2).backward()
+            x, y = data(w.rank, 2 * step + 1)
+            ((model(x) - y).square().mean() / 2).backward()
+            opt.step()
+        return w.bytes_sent - before
+
+
+def test_accumulation_gives_the_mean_of_all_passes_and_no_sync_saves_half(make_worker: Any) -> None:
+    w = make_worker()
+    model, other, single = net(), net(), net()
+    sent = accumulated(w, model, sync_always=False)
+    sent_always = accumulated(w, other, sync_always=True)
+    assert sent_always == 2 * sent > 0
+    sgd = torch.optim.SGD(single.parameters(), lr=LR, momentum=MU)
+    for step in range(3):
+        sgd.zero_grad()
+        for r in range(w.size):
+            for part in (2 * step, 2 * step + 1):
+                x, y = data(r, part)
+                ((single(x) - y).square().mean() / 2 / w.size).backward()
+        sgd.step()
+    torch.testing.assert_close(flat(model), flat(single), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flat(other), flat(single), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_a_parameter_that_one_rank_does_not_use_gets_the_others_gradient(
+    set_to_none: bool, make_worker: Any
+) -> None:
+    w = make_worker()
+    model = nn.ParameterList([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))])
+    with mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=1.0), w) as opt:
+        (model if set_to_none else opt).zero_grad()
+        used = [0, 1] if w.rank != 1 else [0]
+        sum(model[i].sum() for i in used).backward()
+        share = (w.size - 1) / w.size
+        assert model[1].grad.tolist() == [share] * 3  # at once, as clipping needs it
+        opt.step()
+    assert model[0].tolist() == [0.0, 0.0]
+    assert model[1].tolist() == [1 - share] * 3
+
+
+def test_low_precision_gradients_are_averaged_in_float32(make_worker: Any) -> None:
+    w = make_worker()
+    model = nn.Linear(2, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        model.weight.zero_()
+    with mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=1.0), w) as opt:
+        opt.zero_grad()
+        model(torch.full((1, 2), float(w.rank), dtype=torch.bfloat16)).sum().backward()
+        mean = (w.size - 1) / 2
+        assert model.weight.grad.tolist() == [[mean, mean]]
+        assert model.weight.grad.dtype == torch.bfloat16
+        opt.step()
+    assert model.weight.tolist() == [[-mean, -mean]]

@@ -42,6 +42,7 @@ class Buckets:
     def __init__(self, parameters: FlatModel, bucket_bytes: int = BUCKET_BYTES) -> None:
         self._parameters = parameters
         self._emit: Callable[[Vector], None] | None = None
+        self._begun: Callable[[], None] | None = None
         self._emitted = 0
         self._buckets: list[_Bucket] = []
         self._hooks: list[RemovableHandle] = []
@@ -62,7 +63,7 @@ class Buckets:
         """Where the buckets lie in the flat gradient, in the order in which they are emitted."""
         return [bucket.place for bucket in self._buckets]
 
-    def arm(self, emit: Callable[[Vector], None]) -> None:
+    def arm(self, emit: Callable[[Vector], None], begun: Callable[[], None] | None = None) -> None:
         """Have the next backward call `emit` with each bucket, a view of the flat gradient.
 
         From then on the bucket is not to be written to until whoever took it is done.
@@ -71,8 +72,10 @@ class Buckets:
         ----------
         emit : callable
             Called on the thread that runs backward, from inside it; must be quick.
+        begun : callable, optional
+            Called once, likewise, before the first bucket.
         """
-        self._emit = emit
+        self._emit, self._begun = emit, begun
         self._emitted = 0
         for bucket in self._buckets:
             bucket.missing = set(bucket.parts)
@@ -105,6 +108,9 @@ class Buckets:
         def gradient_is_there(_: Tensor) -> None:
             if self._emit is None:
                 return
+            if self._begun is not None:
+                begun, self._begun = self._begun, None
+                begun()
             if index not in bucket.missing:
                 raise RuntimeError(
                     f"parameter {part.name!r} got a gradient twice, and the first was already on "

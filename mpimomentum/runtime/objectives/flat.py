@@ -159,6 +159,12 @@ class FlatModel:
             if g.dtype == self.dtype:
                 part.parameter.grad = part.g
 
+    def hand_back(self) -> None:
+        """Make `grad` the parameters' gradients, so that what was done to it is seen there."""
+        for part in self.parts:
+            p = part.parameter
+            p.grad = part.g if p.dtype == self.dtype else part.g.to(p.dtype)
+
     def check(self) -> None:
         """Check that the parameters still are those that were laid out.
 
