@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,13 +18,13 @@ from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.own_loop import Asking, OwnLoop
-from mpimomentum.runtime.telemetry import staleness
 from mpimomentum.worker import Algorithm, Vector
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
 
 OURS = "mpimomentum"  # our key in a state_dict
+RECORDS = 100_000  # kept on a rank
 LOOK_EVERY = 64  # steps between two walks through the whole module
 
 
@@ -103,6 +103,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._asking = Asking(agreed(worker, prepare))
         same_everywhere(worker, self._parameters, algorithm)
         worker.bind(self._asking, algorithm.lr)
+        self._records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
+        worker.take_record = self._records.append
         worker.closing.append(self.close)
         self._begin()
 
@@ -278,6 +280,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._worker.closing.remove(self.close)
         self._worker.run(self._worker.meet("the end of the training"), "the end of the training")
         self._parameters.load(loop.close())
+        self._worker.take_record = None
 
     def __enter__(self) -> DistributedOptimizer:
         return self
@@ -290,13 +293,18 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """What the algorithm recorded on this rank so far: a dict a record, by time."""
-        return self._worker.records
+        """What the algorithm recorded on this rank, the last 100 000 records, by time."""
+        return list(self._records)
 
     @property
     def staleness(self) -> dict[str, Any]:
-        """Mean, median, 99th percentile, maximum and histogram of this rank's updates so far."""
-        return staleness(np.array([r["tau"] for r in self.records if "tau" in r], dtype=float))
+        """Mean, median, 99th percentile, maximum and histogram of the updates made on this rank."""
+        return self._worker.tally.staleness.summary()
+
+    @property
+    def time_split_s(self) -> dict[str, float]:
+        """Seconds of this rank so far: compute (the program's own included), wait, gossip, idle."""
+        return dataclasses.asdict(self._worker.time_split())
 
     # -- inside ------------------------------------------------------------------------------------
 

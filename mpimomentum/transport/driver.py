@@ -147,7 +147,7 @@ class InlineDriver:
         handle: Handle[T] = Handle(what)
 
         def job() -> None:
-            self.engine.gradients_asked += 1
+            self.engine.gradient_asked()
             self.engine.vitals[BEATS] = -1  # nobody here counts until there is an answer
             request(handle)
 
@@ -160,7 +160,7 @@ class InlineDriver:
         """Complete `handle`."""
         _complete(handle, value, error)
         self.engine.vitals[BEATS] = 0
-        self.engine.gradients_returned += 1
+        self.engine.gradient_returned()
         self.engine.last_move_s = time.monotonic()
 
     def abort(self) -> None:
@@ -265,7 +265,7 @@ class ThreadDriver:
     def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
         """Hand `request` to the program's thread."""
         handle: Handle[T] = Handle(what)
-        self.engine.gradients_asked += 1
+        self.engine.gradient_asked()
         self._jobs.put(lambda: request(handle))
         return handle
 
@@ -274,7 +274,7 @@ class ThreadDriver:
     ) -> None:
         """Complete `handle`, and wake the communication thread."""
         _complete(handle, value, error)
-        self.engine.gradients_returned += 1
+        self.engine.gradient_returned()
         self._backoff.wake.set()
 
     def abort(self) -> None:
