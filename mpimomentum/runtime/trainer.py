@@ -64,7 +64,6 @@ class Job:
         ValueError, OSError
             Whatever does not fit, with the remedy.
         """
-        config = config.resolved()
         task = config.task
         workers = len(roles(algorithm, topology.size)[0])
         parts = data.shards(dataset.train_y, workers, task.partition, config.seed, task.alpha)
@@ -165,6 +164,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         On all ranks, before any has begun to work, if one of them cannot do what is asked.
     """
     same(worker, versions() | config.identity())
+    config = config.resolved()
     plan = agreed(worker, lambda: _plan(config, worker.size))
     dataset = read_shared(config.task, worker)
     job = agreed(worker, lambda: Job.prepare(config, *plan, dataset))
@@ -236,6 +236,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     BadInput
         If what is asked cannot be done.
     """
+    config = config.resolved()
     pace, network = config.pace, config.network
     try:
         plan = _plan(config, config.workers)

@@ -71,6 +71,7 @@ def simulate(args: str, *words: str) -> Row:
 
 THIRD = [[1 / 3] * 3] * 3
 PAIRED = "--algorithm ad-psgd --variant paired"
+IDX = "train-images-idx3-ubyte"
 DIGITS = gzip.compress(b"0," * 64 + b"7\n")
 
 NAMES = [
@@ -239,6 +240,26 @@ DATA = [
     ),
 ]
 
+READERS = [
+    simulate("--data mnist", "'mnist'", "--data-dir"),
+    simulate("--data mnist --data-dir .", IDX, "IDX layout", "--data-dir"),
+    Row(
+        "simulate --data mnist --data-dir d",
+        ("train-labels-idx1-ubyte", "IDX layout"),
+        {f"d/{IDX}": b"\0\0\x08\x03" + b"\0\0\0\2" * 3 + b"12345678"},
+    ),
+    simulate("--data cifar10 --data-dir .", "data_batch_1", "tar xzf"),
+    simulate("--data image-folder", "'image-folder'", "--data-dir"),
+    simulate("--data image-folder --data-dir .", "train/CLASS/IMAGE", "--data-dir"),
+    simulate("--augment", "augment=true", "leave it out"),
+    Row("train --image-size 0", ("image_size=0", "at least 1")),
+    simulate("--image-size 32", "image_size=32", "leave it out"),
+    Row("train --alpha 0.5", ("alpha=0.5", "choose partition 'dirichlet'")),
+    Row("train --partition dirichlet --alpha 0", ("alpha=0.0", "above 0")),
+    Row("simulate --model lenet5", ("lenet5", "(1, 8, 8)", "use cnn-small or mlp")),
+    Row("train --log-every 0", ("log_every=0", "at least 1")),
+]
+
 OUT = [
     Row("simulate --out o", ("out=o", "choose a writable --out"), {"o": "a file"}),
     Row("simulate --out o/p", ("out=o/p", "choose a writable --out"), {"o": "a file"}),
@@ -274,6 +295,7 @@ ROWS = [
     *SIZES,
     *MATRICES,
     *DATA,
+    *READERS,
     *OUT,
     *RUNTIME,
     *FAILURES,
