@@ -17,10 +17,9 @@ RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
     "MPIMOMENTUM_BACKOFF_S": ("0.0002", "Nap between two polls of the communication thread."),
     "MPIMOMENTUM_DRIVER": ("thread", "inline: everything in one thread, for debugging."),
     "MPIMOMENTUM_FAKE_NODES": ("", "Tests only: ranks of one node believe they are on so many."),
-    "MPIMOMENTUM_LOG_LEVEL": ("info", "debug, info, warning or error."),
-    "MPIMOMENTUM_TRACE": ("", "Reserved: traces of a run."),
-    "MPIMOMENTUM_DEVICE": ("", "Reserved: where models live."),
-    "MPIMOMENTUM_STAGING": ("", "Reserved: how vectors get from a GPU to MPI."),
+    "MPIMOMENTUM_TRACE": ("", "Not read yet: traces of a run."),
+    "MPIMOMENTUM_DEVICE": ("", "Not read yet: where models live."),
+    "MPIMOMENTUM_STAGING": ("", "Not read yet: how vectors get from a GPU to MPI."),
 }
 """Name → (default, meaning)."""
 

@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "algorithms.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "algorithms.md",
+    ROOT / "docs" / "quickstart.md",
+)  # the block of writing-an-algorithm.md is an example, see test_documents.py
 
 
 def run(script: Path, cwd: Path) -> str:
