@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from mpimomentum.runtime import listing, trainer
+from mpimomentum.runtime import listing, logs, trainer
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.divergence import check_end
@@ -24,6 +24,7 @@ from mpimomentum.runtime.refusal import (
     FAILED,
     failure,
     in_words,
+    launched_rank,
     launched_size,
     refuse,
     refuse_together,
@@ -86,6 +87,7 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     mpirun -n 4 mpimomentum train run.toml --seed 1
     ```
     """
+    logs.configure(config.output.log_level, launched_rank())
     worker = started(runtime())
     try:
         agreed(worker, lambda: None)  # a rank that cannot read its configuration says so here
@@ -118,6 +120,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
             f"simulate runs in one process, but a launcher started {launched_size()}: leave "
             "mpirun or srun away and give --workers"
         )
+    logs.configure(config.output.log_level, None)
     result = trainer.simulate(config)
     report(*result, _console())
     check_end(result[0]["train_loss"])

@@ -279,11 +279,17 @@ class Output:
         terminal, so auto means lines there.)
     log_every : int
         Steps between two losses in the records.
+    tensorboard : bool
+        Write for TensorBoard, too: `tensorboard --logdir DIR`.
+    log_level : str
+        debug, info, warning or error: what is said on standard error, about choices and fallbacks.
     """
 
     out: Path | None = None
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
     log_every: int = 10
+    tensorboard: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -333,12 +339,12 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
-        Without `out`, since every run has its own directory, and without `progress`.
+        Without `out`, since every run has its own directory, `progress` and `log_level`.
         """
         values: dict[str, Any] = {}
         for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-        for name in ("out", "progress"):
+        for name in ("out", "progress", "log_level"):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from mpimomentum.measures import Histogram, Tally
 from mpimomentum.runtime.loop import Stop
+from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.records import RecordStream
 
 LOG_EVERY = 10  # steps between two losses in the records
@@ -44,18 +45,29 @@ class Snapshot:
         Mean steps of the workers seen.
     loss, lr : float
         Of the last mini-batch noted; NaN before.
-    samples_per_s : float
-        Of the workers seen, together, since the run began.
+    samples : float
+        Seen by the workers seen, together.
+    time_s : float
+        Since the run began.
     staleness : Histogram
         Recorded here so far.
+    consensus : float
+        The last estimate of the consensus distance; NaN before.
     """
 
     done: float
     step: float
     loss: float
     lr: float
-    samples_per_s: float
+    samples: float
+    time_s: float
     staleness: Histogram
+    consensus: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples a second since the run began."""
+        return self.samples / self.time_s if self.time_s > 0 else 0.0
 
     @property
     def tau(self) -> float:
@@ -92,6 +104,8 @@ class Monitor:
         Closed at the end.
     log_every : int
         Steps between two losses in the records.
+    probe : ConsensusProbe, optional
+        Called after every step.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class Monitor:
         records: RecordStream | None = None,
         shows: Sequence[Show] = (),
         log_every: int = LOG_EVERY,
+        probe: ConsensusProbe | None = None,
     ) -> None:
         self._stop = stop
         self._batch_size = batch_size
@@ -111,6 +126,7 @@ class Monitor:
         self._records = records
         self._shows = tuple(shows)
         self._log_every = log_every
+        self._probe = probe
         self._seen: dict[int, Watched] = {} if worker is None else {worker.rank: worker}
         self._loss = self._lr = float("nan")
         self._ending = threading.Event()
@@ -127,6 +143,8 @@ class Monitor:
         if w.step % self._log_every == 1 % self._log_every:
             self._loss, self._lr = w.objective.last_loss, _one_number(w.lr)
             w.record(loss=self._loss, lr=self._lr)
+        if self._probe is not None:
+            self._probe.observe(w, state)
 
     def __enter__(self) -> Monitor:
         if self._records is not None or self._shows:
@@ -170,8 +188,10 @@ class Monitor:
             step=steps / self._workers,
             loss=self._loss,
             lr=self._lr,
-            samples_per_s=steps * self._batch_size / time_s if time_s > 0 else 0.0,
+            samples=steps * self._batch_size,
+            time_s=time_s,
             staleness=staleness,
+            consensus=float("nan") if self._probe is None else self._probe.last,
         )
 
 

@@ -45,7 +45,7 @@ class TensorBoard:
     def __init__(self, directory: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds; needs the package
 
-        self._writer = SummaryWriter(str(directory / DIRECTORY))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(directory / DIRECTORY))
         self._wrote_s = time.monotonic()
         self._last: Snapshot | None = None
         self._written: Snapshot | None = None
@@ -60,7 +60,7 @@ class TensorBoard:
         """Write the end."""
         if self._last is not None and self._last is not self._written:
             self._write(self._last)
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _write(self, now: Snapshot) -> None:
         self._wrote_s, before, self._written = time.monotonic(), self._written, now
@@ -77,20 +77,21 @@ class TensorBoard:
         step = int(now.step)
         for name, value in scalars.items():
             if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
         if now.staleness.counts:
             self._add_histogram("staleness", now.staleness, step)
 
     def _add_histogram(self, name: str, histogram: Histogram, step: int) -> None:
         """Write the exact counts: one bucket a value, and an empty one before each gap."""
-        limits, counts = [], []
+        limits: list[float] = []
+        counts: list[int] = []
         for value in sorted(histogram.counts):
             if limits and limits[-1] < value - 0.5:
                 limits.append(value - 0.5)
                 counts.append(0)
             limits.append(value + 0.5)
             counts.append(histogram.counts[value])
-        self._writer.add_histogram_raw(  # type: ignore[no-untyped-call]
+        self._writer.add_histogram_raw(
             name,
             min=min(histogram.counts),
             max=max(histogram.counts),

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from mpimomentum import data, models
 from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
-from mpimomentum.runtime import records, telemetry
+from mpimomentum.runtime import records, telemetry, tensorboard
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
@@ -28,10 +28,12 @@ from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.monitor import Monitor, Show
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.pace import paced
+from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.progress_bar import show
 from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
 from mpimomentum.runtime.run import Run
 from mpimomentum.runtime.schedule import LRSchedule
+from mpimomentum.runtime.tensorboard import TensorBoard
 from mpimomentum.simulator import Clock
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm
@@ -180,8 +182,9 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         worker=worker,
         workers=1 if steps else job.workers,
         records=stream,
-        shows=_shows(config, f"rank 0 of {worker.size}") if worker.rank == 0 else (),
+        shows=_shows(config, path, f"rank 0 of {worker.size}") if worker.rank == 0 else (),
         log_every=config.output.log_every,
+        probe=ConsensusProbe(config.seed, worker.rank),
     )
     pace = config.pace
 
@@ -258,7 +261,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         job.stop,
         config.task.batch_size,
         workers=job.workers,
-        shows=_shows(config, f"{job.size} virtual workers"),
+        shows=_shows(config, out, f"{job.size} virtual workers"),
         log_every=config.output.log_every,
     )
     file = RecordFile(out / records.DIRECTORY / "all.jsonl")
@@ -283,9 +286,11 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     return job.finish(run, out, merged=True, written=file.count, **known), out
 
 
-def _shows(config: TrainConfig, label: str) -> list[Show]:
+def _shows(config: TrainConfig, out: Path, label: str) -> list[Show]:
+    """Return what shows the run to the user, on the rank that does."""
     progress = show(config.output.progress, label)
-    return [] if progress is None else [progress]
+    shows: list[Show] = [] if progress is None else [progress]
+    return [*shows, TensorBoard(out)] if config.output.tensorboard else shows
 
 
 def _plan(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
@@ -294,6 +299,8 @@ def _plan(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     algorithm = config.method.build()
     check(algorithm, topology)
     config.pace.check(size)
+    if config.output.tensorboard:
+        tensorboard.require()
     return topology, algorithm
 
 

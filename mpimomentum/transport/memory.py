@@ -7,6 +7,7 @@ directly. Across nodes they come from ``Win.Allocate`` and peers use Get and Put
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI, as_bytes, own_memory
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Vector
+
+_log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 18
 """Payloads are worked on in pieces of this size, three of which fit into an L2 cache."""
@@ -65,6 +68,12 @@ class Memory:
                 f"rank {env.rank}: this MPI offers windows of memory model {model} only; plain "
                 "loads and stores beside MPI atomics need the unified one (docs/protocol.md)"
             )
+        _log.log(
+            logging.DEBUG if env.rank else logging.INFO,
+            "a window of %d bytes a rank: %s",
+            nbytes,
+            "shared memory of one node" if self.shared else "Win.Allocate, Get and Put (nodes)",
+        )
         self._compare = np.empty(1, dtype=np.int64)
         self._new = np.empty(1, dtype=np.int64)
         self._old = np.empty(1, dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import os
 import time
 import traceback
@@ -35,6 +36,7 @@ from mpimomentum.worker import Batch, Handle, Objective, Vector
 T = TypeVar("T")
 
 _WHAT_BYTES = 64
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class MPIWorker(BaseWorker):
         self._mean_gradients = MeanGradients(self._driver, self.collectives)
         if "OMP_NUM_THREADS" not in os.environ and self.env.local_size > 1:
             torch.set_num_threads(1)  # ranks share the cores
+        self._log_choices(driver)
         atexit.register(self._close_at_exit)
         if self.env.size > 1:
             environment.end_job_on_uncaught_exception(self.env.rank, self._driver.abort)
@@ -129,6 +132,15 @@ class MPIWorker(BaseWorker):
             self._sentinel.stop()
             raise
         self._engine.blocking = ""
+
+    def _log_choices(self, driver: str) -> None:
+        env = self.env
+        _log.log(
+            logging.DEBUG if env.rank else logging.INFO,
+            "%s, thread level %s; %d ranks on %d nodes, driver %s, %d torch threads, allreduce: %s",
+            *(env.library, env.thread_level, env.size, env.nodes, driver),
+            *(torch.get_num_threads(), self.collectives.allreduce_path),
+        )
 
     def _watch(self) -> None:
         self._watchdog.check()

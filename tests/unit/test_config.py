@@ -102,6 +102,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "slow": "0:10",
         "jitter": 0.0,
         "log_every": 10,
+        "tensorboard": False,
         "seed": 0,
     }
 
