@@ -99,7 +99,8 @@ class Handle(Generic[T]):
     def _finish(self) -> None:
         self._done = True  # last: another thread may be polling
         if self._callback is not None:
-            self._callback()
+            callback, self._callback = self._callback, None  # it may hold this handle: no cycle
+            callback()
 
     def __await__(self) -> Generator[Handle[Any], None, T]:
         """Yield this handle to the driver until it is done, then return its result."""
