@@ -238,6 +238,25 @@ DATA = [
         ("digits.csv.gz", "expected 1797 rows", "restore it"),
         {"d/digits.csv.gz": b"PK\x03\x04 not gzip"},
     ),
+    simulate("--data mnist", "'mnist' has no usual place", "--data-dir"),
+    Row(
+        "simulate --data fashion-mnist --data-dir d",
+        ("train-images-idx3-ubyte not found", "in that folder: x", "dataset-fashion-mnist"),
+        {"d/x": ""},
+    ),
+    Row(
+        "simulate --data mnist --data-dir d",
+        ("train-images-idx3-ubyte", "expected bytes in IDX layout", "found 3c 68 74 6d"),
+        {"d/train-images-idx3-ubyte": "<html>", "d/train-labels-idx1-ubyte": ""},
+    ),
+    simulate("--data cifar10 --data-dir d", "cifar-10-batches-py", "no such folder", "tar xzf"),
+    simulate("--data image-folder --data-dir d", "train not found", "train/CLASS/IMAGE"),
+    simulate("--image-size 32", "image_size=32", "leave it out"),
+    simulate("--image-size 0", "image_size=0", "at least 1 pixel"),
+    simulate("--augment", "'digits' has no standard augmentation", "leave it out"),
+    simulate("--alpha 0.3", "alpha=0.3", "choose partition 'dirichlet'"),
+    simulate("--partition dirichlet", "alpha=None", "such as 0.3"),
+    simulate("--partition dirichlet --alpha 0", "alpha=0.0", "above 0"),
 ]
 
 READERS = [

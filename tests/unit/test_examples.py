@@ -15,6 +15,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "algorithms.md",
+    ROOT / "docs" / "data.md",
     ROOT / "docs" / "quickstart.md",
 )  # the block of writing-an-algorithm.md is an example, see test_documents.py
 
