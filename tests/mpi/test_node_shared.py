@@ -22,7 +22,7 @@ def driver():
     return "thread"
 
 
-@pytest.fixture(params=["one", "two", "all"])
+@pytest.fixture(params=["one", "two"])
 def nodes(request, monkeypatch):
     """On how many nodes the ranks believe to be."""
     from mpi4py import MPI
@@ -60,6 +60,7 @@ def parts(w):
     ]
 
 
+@pytest.mark.parametrize("nodes", ["one", "two", "all"], indirect=True)
 def test_all_ranks_of_a_node_get_what_its_first_rank_gave(make_worker, nodes):
     w = make_worker()
     got = w.share(parts(w))
@@ -84,7 +85,7 @@ def test_it_is_one_memory_and_not_copies(make_worker, nodes):
     assert shared.tolist() == [w.env.node + 1.0] * 5
 
 
-def test_two_shares_live_beside_each_other_and_beside_a_run(make_worker, nodes):
+def test_two_shares_live_beside_each_other_and_beside_a_run(make_worker):
     w = make_worker()
     first = w.env.local_rank == 0
     (a,) = w.share([torch.ones(1000)] if first else None)
@@ -160,7 +161,7 @@ def test_reading_without_a_thread(make_worker, driver):
     assert datasets.read_shared(Task(), make_worker()).shape == (1, 8, 8)
 
 
-def test_a_failure_to_read_is_every_ranks_error_and_none_hangs(make_worker, nodes, tmp_path):
+def test_a_failure_to_read_is_every_ranks_error_and_none_hangs(make_worker, tmp_path):
     w = make_worker()
     with pytest.raises(BadInput, match=r"t10k|train-images-idx3-ubyte not found"):
         datasets.read_shared(Task(data="mnist", data_dir=Path(tmp_path)), w)
