@@ -60,7 +60,7 @@ def check_end(loss: float | None) -> None:
 
 @contextlib.contextmanager
 def once(directory: Path) -> Iterator[None]:
-    """Let the RunFailed of the first rank through; other ranks wait until the job ends.
+    """Let the failure of the first rank through, as RunFailed; other ranks wait for the end.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def once(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except RunFailed as error:
+    except (RunFailed, MemoryError) as error:
         try:
             with (directory / FAILURE).open("x", encoding="utf-8") as file:
                 file.write(f"{error}\n")
@@ -77,6 +77,8 @@ def once(directory: Path) -> Iterator[None]:
             time.sleep(WAIT_S)
         except OSError:  # better said twice than not at all
             pass
+        if isinstance(error, MemoryError):  # of windows, or of this rank: its words are enough
+            raise RunFailed(str(error)) from error
         raise
 
 

@@ -95,7 +95,7 @@ def started(how: Runtime) -> MPIWorker:
     """Start MPI, or say why that is not possible and end. Collective."""
     try:
         return start(how)
-    except (RuntimeError, ValueError) as error:  # a launcher or a variable, not a program error
+    except (RuntimeError, ValueError, MemoryError) as error:  # a launcher or variable, no bug
         refuse_alone(error)
 
 

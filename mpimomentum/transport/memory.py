@@ -17,6 +17,7 @@ import torch
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI, as_bytes, own_memory
 from mpimomentum.transport.requests import Requests
+from mpimomentum.transport.room import require_room
 from mpimomentum.worker import Handle, Vector
 
 _log = logging.getLogger(__name__)
@@ -45,12 +46,18 @@ class Memory:
     ----------
     shared : bool
         Whether all segments are directly addressable.
+
+    Raises
+    ------
+    MemoryError
+        On all ranks, if a node's shared memory has no room.
     """
 
     def __init__(self, env: Environment, nbytes: int) -> None:
         self.rank = env.rank
         self.shared = env.nodes == 1
         nbytes = -(-max(nbytes, 1) // _PAGE) * _PAGE
+        require_room(env, nbytes)
         if self.shared:
             info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # near its owner's core
             self._window = MPI.Win.Allocate_shared(nbytes, 1, info=info, comm=env.comm)

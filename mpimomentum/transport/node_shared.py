@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import cast
@@ -14,8 +13,7 @@ from torch import Tensor
 from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI, as_bytes
-
-SHARED_MEMORY = "/dev/shm"  # where both MPI libraries put it on Linux
+from mpimomentum.transport.room import SHARED_MEMORY, room_bytes
 
 _LINE = 64  # tensors begin on cache lines
 
@@ -43,15 +41,6 @@ async def require_room(
                 f"has {room / 1e6:.1f} MB left in {SHARED_MEMORY}: enlarge it (for a container: "
                 f"--shm-size=2g), or start one rank on a node"
             )
-
-
-def room_bytes() -> int:
-    """Return how much shared memory this node has left."""
-    try:
-        found = os.statvfs(SHARED_MEMORY)
-    except OSError:  # elsewhere than on Linux: MPI will say so itself
-        return 1 << 62
-    return found.f_bavail * found.f_frsize
 
 
 class NodeShared:

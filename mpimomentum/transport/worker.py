@@ -127,7 +127,7 @@ class MPIWorker(BaseWorker):
             self.collectives = Collectives(self.env, self._engine)
             self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
         except BaseException as error:
-            if not isinstance(error, ValueError):  # which all ranks raise alike
+            if not isinstance(error, ValueError | MemoryError):  # which all ranks raise alike
                 environment.abort_if_not_alone(traceback.format_exc())
             self._sentinel.stop()
             raise

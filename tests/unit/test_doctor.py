@@ -153,7 +153,7 @@ def test_mpi_is_not_started_where_it_would_die(monkeypatch):
     monkeypatch.setattr("mpimomentum.runtime.doctor.diagnosis.start", lambda *how: 1 / 0)
     monkeypatch.setattr(machine, "shm_bytes", lambda: (1 << 20, 64 << 20))
     said = []
-    assert not Examination(place(), 5.0, lambda rows, size: said.append(rows)).run()
+    assert not Examination(Place({}, local_size=2), 5.0, lambda rows, size: said.append(rows)).run()
     assert [r.finding.name for r in said[0] if r.finding.status is FAIL] == ["shared memory"]
 
 
@@ -175,6 +175,20 @@ def test_wrong_variables_do_not_keep_the_doctor_from_starting(monkeypatch):
         "enough (launcher: none)",
         "stop here",
     )
+
+
+def test_an_mpirun_that_may_end_mpi_is_named_before_mpi_starts(monkeypatch, capsys):
+    there = Library("MPICH", "5.0.2", None, "from a test")
+    monkeypatch.setattr("mpimomentum.transport.library.library", lambda environ: there)
+    monkeypatch.setattr("mpimomentum.runtime.doctor.diagnosis.time.sleep", lambda s: None)
+
+    def start(how, topology):
+        assert "use the mpirun of MPICH" in capsys.readouterr().err
+        raise RuntimeError("enough: stop here")
+
+    monkeypatch.setattr("mpimomentum.runtime.doctor.diagnosis.start", start)
+    assert not Examination(place(**OMPI), 5.0, lambda *row: None).run()
+    assert "start of MPI" in capsys.readouterr().err
 
 
 # -- checks on this machine ----------------------------------------------------------------------
@@ -226,11 +240,18 @@ def test_missing_optional_packages_are_named_with_their_use(monkeypatch):
     assert "pip install torchvision tensorboard cupy" in found.remedy
 
 
-def test_data_sets_that_cannot_be_read_say_why(tmp_path):
+def test_data_sets_that_are_missing_or_damaged_are_named(tmp_path):
+    (tmp_path / "train").mkdir()
     found = software.data_sets(place(MPIMOMENTUM_DATA_DIR=str(tmp_path)))
     assert found.status is NOTE
-    assert "digits" in found.found
-    assert str(tmp_path) in found.remedy
+    assert re.search("found .*image-folder; not .*cifar10, cifar100", found.found)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for k in range(1, 6):
+        (tmp_path / "cifar-10-batches-py" / f"data_batch_{k}").write_bytes(b"\x80")
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"\x80")
+    found = software.data_sets(place(MPIMOMENTUM_DATA_DIR=str(tmp_path)))
+    assert found.status is WARN
+    assert "data_batch_1" in found.found
 
 
 # -- cores ---------------------------------------------------------------------------------------
@@ -301,8 +322,10 @@ MB = 1 << 20
     [
         ((8192 * MB, 8192 * MB), 4, 25_600_000, OK),
         ((64 * MB, 64 * MB), 1, 25_600_000, WARN),
-        ((64 * MB, 64 * MB), 1, 100_000, OK),
-        ((64 * MB, 64 * MB), 8, 1_000, FAIL),  # not even MPI's own segments
+        ((64 * MB, 64 * MB), 2, 25_600_000, WARN),
+        ((64 * MB, 64 * MB), 2, 100_000, OK),
+        ((1 * MB, 64 * MB), 1, 100_000, WARN),  # a rank that is alone needs none
+        ((64 * MB, 64 * MB), 8, 1_000, FAIL),  # MPICH dies at its start
         (None, 1, 1_000, FAIL),
     ],
 )
@@ -315,6 +338,12 @@ def test_shared_memory_is_compared_with_the_models_need(
     assert ("--shm-size" in found.remedy) == (status is not OK)
     if space and space[1] == 64 * MB and status is not OK:
         assert "the default of containers" in found.found
+
+
+def test_open_mpi_starts_with_little_shared_memory(monkeypatch):
+    monkeypatch.setattr(machine, "shm_bytes", lambda: (64 * MB, 64 * MB))
+    assert machine.shared_memory(Place({}, local_size=8), "Open MPI").status is WARN
+    assert machine.shared_memory(Place({}, local_size=32), "Open MPI").status is FAIL
 
 
 def test_the_largest_model_named_is_one_that_fits(monkeypatch):

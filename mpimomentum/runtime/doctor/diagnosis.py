@@ -71,6 +71,7 @@ class Examination:
         self._limit_s = limit_s
         self._say = say
         self._how = Runtime()
+        self._library: Library | None = None
 
     def run(self) -> bool:
         """Examine, and show the report on rank 0. Collective under a launcher.
@@ -104,14 +105,23 @@ class Examination:
         if library is None:
             self.findings.append(mpi.not_loaded(failure))
             return False
+        self._library = library
         self._note(mpi.library, library)
         if first:
             self._note(mpi.mpirun, self.place, library)
         self._note(slurm.slurm, self.place, library.family)
-        room = machine.shared_memory(self.place)
+        self._warn_of_the_launcher(library)
+        room = machine.shared_memory(self.place, library.family)
         if room.status is Status.FAIL:  # MPI would die of a Bus error, and say nothing
             self.findings.append(room)
         return room.status is not Status.FAIL
+
+    def _warn_of_the_launcher(self, library: Library) -> None:
+        """Say at once what is lost if MPI ends the process at its start, as one library does."""
+        found = mpi.launch(self.place, library)
+        if found.status is not Status.OK:
+            sys.stderr.write(f"rank {self.place.rank} | {found.found}: {found.remedy}\n")
+            sys.stderr.flush()
 
     def _start(self) -> MPIWorker | None:
         # a wrong variable is a finding already; ranks may differ in it, so start all the same
@@ -123,14 +133,14 @@ class Examination:
         try:
             with self._deadline("the start of MPI", START_S):
                 return start(how, "complete")
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             self.findings.append(mpi.not_started(self.place, str(error)))
             return None
 
     def _end_alone(self) -> None:
         """Report what was found on this rank; the others may be in the same trouble, or not."""
         if self.place.rank == 0:
-            self._say(merge([self.findings]), 1)
+            self._say(merge([self.findings]), self.place.size)
         else:
             time.sleep(LET_RANK_0_SPEAK_S)  # a rank that ends first has mpirun end rank 0
             self._speak_up()
@@ -151,7 +161,7 @@ class Examination:
             local_rank=worker.env.local_rank,
             local_size=worker.env.local_size,
         )
-        self._note(mpi.launch, self.place)
+        self._note(mpi.launch, self.place, self._library)
         self._note(mpi.thread_level, worker)
         self._note(mpi.driver, self.place, self._how)
         self._note(mpi.windows, worker)
@@ -175,7 +185,8 @@ class Examination:
         same_host = sum(other.host == load.host for other in loads)
         self.place = dataclasses.replace(self.place, local_size=same_host)
         self._note(machine.threads, load, loads)
-        self._note(machine.shared_memory, self.place)
+        family = self._library.family if self._library else ""
+        self._note(machine.shared_memory, self.place, family)
         broken = False
         for test in selftest.TESTS:
             name = f"self-test: {test.name}"

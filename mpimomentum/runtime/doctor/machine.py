@@ -17,6 +17,8 @@ from mpimomentum.runtime.doctor.place import Place
 SHARED_MEMORY = Path("/dev/shm")  # where both MPIs put windows
 BYTES_PER_PARAMETER = 8  # a float32 window: the vector and its inbox
 BASE_BYTES_PER_RANK = 20 << 20  # 16 MB of Open MPI's own, the rings of the allreduce
+MPICH_LEAST_BYTES = 10 << 20  # a rank; with less it dies at its start
+OPEN_MPI_LEAST_BYTES = 3 << 20  # it does without its segment
 RUN_BYTES = 100 << 20
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -124,8 +126,11 @@ def shm_bytes() -> tuple[int, int] | None:
     return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
 
 
-def shared_memory(place: Place) -> Finding:
-    """Compare what the windows of this node's ranks need with /dev/shm."""
+def shared_memory(place: Place, family: str = "") -> Finding:
+    """Compare what the windows of this node's ranks need with /dev/shm.
+
+    It fails where MPI (`family`: which) or the start of a worker would.
+    """
     name, space = "shared memory", shm_bytes()
     remedy = (
         "docker run --shm-size=8g (or --ipc=host), in Kubernetes an emptyDir of medium Memory at "
@@ -136,19 +141,21 @@ def shared_memory(place: Place) -> Finding:
             name, Status.FAIL, "there is no /dev/shm", "windows have no place on a node", remedy
         )
     free, total = space
-    ranks = place.local_size
+    ranks = max(place.local_size, 2)  # MPI gives a rank that is alone its own memory
     room = max(free - ranks * BASE_BYTES_PER_RANK, 0) // (BYTES_PER_PARAMETER * ranks)
     need = ranks * (BYTES_PER_PARAMETER * place.parameters + BASE_BYTES_PER_RANK)
     found = f"/dev/shm has {_size(free)} free of {_size(total)}"
+    fitting = f"models up to {_millions(room)} fit" if room else "no model fits"
     meaning = (
         f"{_count(ranks, 'rank')} here with a model of {_millions(place.parameters)} parameters "
-        f"need {_size(need)}; models up to {_millions(room)} fit"
+        f"need {_size(need)}; {fitting}"
     )
     if free >= need:
         return Finding(name, Status.OK, found, meaning)
     if total <= 64 << 20:
         found += ", the default of containers"
-    hopeless = free < ranks * BASE_BYTES_PER_RANK
+    least = ranks * (OPEN_MPI_LEAST_BYTES if family == "Open MPI" else MPICH_LEAST_BYTES)
+    hopeless = place.local_size > 1 and free < least
     return Finding(
         name,
         Status.FAIL if hopeless else Status.WARN,

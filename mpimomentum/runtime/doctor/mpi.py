@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpimomentum.runtime.doctor.finding import Finding, Status
-from mpimomentum.runtime.doctor.place import NONE, SRUN, Place
+from mpimomentum.runtime.doctor.place import NONE, OPEN_MPI, SRUN, Place
 from mpimomentum.runtime.variables import Runtime
 
 if TYPE_CHECKING:
@@ -88,8 +88,16 @@ def mpirun(place: Place, mpi: Library) -> Finding:
     return Finding(name, Status.OK, found, "belongs to the MPI library")
 
 
-def launch(place: Place) -> Finding:
+def launch(place: Place, mpi: Library | None) -> Finding:
     """Name what started this process."""
+    if place.launcher == OPEN_MPI and mpi is not None and mpi.family != "Open MPI":
+        return Finding(
+            "launcher",
+            Status.WARN,
+            f"{place.launcher} started this process, but mpi4py uses {mpi.family} {mpi.version}",
+            "the wheel of MPICH ends at its start with 'unsupported PMI version PMIx'",
+            f"use the mpirun of {mpi.family}",
+        )
     if place.launcher == NONE and place.size > 1:
         return Finding(
             "launcher",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata, util
+from pathlib import Path
 
 from mpimomentum import data
 from mpimomentum.codecs import extension
+from mpimomentum.data import image_folder
 from mpimomentum.runtime.doctor.finding import Finding, Status
 from mpimomentum.runtime.doctor.place import Place
 
@@ -56,22 +58,38 @@ def optional(place: Place) -> Finding:
 
 
 def data_sets(place: Place) -> Finding:
-    """Try to read every data set."""
-    data_dir = place.environ.get("MPIMOMENTUM_DATA_DIR")
-    here, missing = [], {}
+    """Try to read every data set; of images of one's own, look for the folder."""
+    folder = place.environ.get("MPIMOMENTUM_DATA_DIR")
+    here, missing, damaged = [], [], []
     for name in data.names():
         try:
-            data.load(name, data_dir)
+            if name != image_folder.NAME:
+                data.load(name, folder)
+            elif folder is None or not (Path(folder) / "train").is_dir():
+                missing.append(name)  # it may be large: not to be decoded here
+                continue
+        except FileNotFoundError:
+            missing.append(name)
         except (ValueError, OSError) as error:
-            missing[name] = " ".join(str(error).split())
+            damaged.append(" ".join(str(error).split()))
         else:
             here.append(name)
+    found = f"found {', '.join(here) or 'none'}"
+    found += f"; not {', '.join(missing)}" if missing else ""
+    if damaged:
+        return Finding(
+            "data sets",
+            Status.WARN,
+            "; ".join([found, *damaged]),
+            "a file is there, but cannot be read",
+            "put a whole copy of it in its place",
+        )
     return Finding(
         "data sets",
         Status.NOTE if missing else Status.OK,
-        f"found {', '.join(here) or 'none'}" + (f"; not {', '.join(missing)}" if missing else ""),
+        found,
         "what --data can train on here",
-        "; ".join(f"{name}: {why}" for name, why in missing.items()),
+        "`mpimomentum list data` says which files each needs in --data-dir" if missing else "",
     )
 
 
