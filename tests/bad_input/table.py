@@ -152,6 +152,8 @@ RANGES = [
     Row("train --steps 1 --epochs 1", ("steps=1", "epochs=1", "only one")),
     Row("train a.toml", ("steps=1", "duration_s=3", "one of"), {"a.toml": "steps=1\nduration_s=3"}),
     Row("train --seed -1", ("seed=-1", "not be negative")),
+    Row("train --log-every 0", ("log_every=0", "at least 1 step")),
+    env("MPIMOMENTUM_LOG_LEVEL", "loud", "warning"),
     Row("simulate --workers 0", ("workers=0", "at least 1")),
     Row("train --algorithm async-server --servers 0", ("servers=0", "at least one rank")),
     simulate("--algorithm async-server --servers 5", "servers=5", "start more ranks"),
