@@ -41,6 +41,9 @@ class Memory:
     env : Environment
     nbytes : int
         Size of this rank's segment.
+    cleared : int, optional
+        Bytes at its begin that are set to zero, by default all; the rest holds anything, and is
+        not backed by memory before somebody writes to it.
 
     Attributes
     ----------
@@ -53,7 +56,7 @@ class Memory:
         On all ranks, if a node's shared memory has no room.
     """
 
-    def __init__(self, env: Environment, nbytes: int) -> None:
+    def __init__(self, env: Environment, nbytes: int, cleared: int | None = None) -> None:
         self.rank = env.rank
         self.shared = env.nodes == 1
         nbytes = -(-max(nbytes, 1) // _PAGE) * _PAGE
@@ -68,7 +71,7 @@ class Memory:
         else:
             self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)
             self._segments = {env.rank: own_memory(self._window)}
-        self._segments[env.rank][:] = 0
+        self._segments[env.rank][:cleared] = 0
         model = self._window.Get_attr(MPI.WIN_MODEL)
         if model != MPI.WIN_UNIFIED:
             raise RuntimeError(

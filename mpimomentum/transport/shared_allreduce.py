@@ -27,9 +27,9 @@ from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.memory import Memory
 from mpimomentum.worker import Handle, Vector
 
-SLOTS = 4
+SLOTS = 8
 CHUNK_BYTES = 1 << 19
-"""A slot; with all of them a ring stays in cache."""
+"""A slot. Few and small enough to stay in cache, enough of them that ranks rarely meet."""
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -62,7 +62,7 @@ class SharedAllreduce:
         board = _LINE * env.size
         labels = _BOARD + board
         slots = -(-(labels + 8 * SLOTS) // 4096) * 4096
-        self._memory = Memory(env, slots + SLOTS * chunk_bytes)
+        self._memory = Memory(env, slots + SLOTS * chunk_bytes, cleared=slots)
         self._board = self._memory.words(0, _BOARD, board // 8).reshape(env.size, -1)
         self._mine = self._board[env.rank]
         ranks = range(env.size)
