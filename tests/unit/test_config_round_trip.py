@@ -20,7 +20,7 @@ from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
 DRAWS = 50
-OF_ONE_RUN = ("out", "progress")  # not in a config.toml
+OF_ONE_RUN = ("out", "progress", "log_level")  # not in a config.toml
 
 TEXTS = {
     "algorithm": tuple(ALGORITHMS),
