@@ -30,6 +30,7 @@ class Case:
 
     words: tuple[str, ...]
     args: str = ""
+    env: dict[str, str] = field(default_factory=dict)
     odd_args: str = ""
     odd_env: dict[str, str] = field(default_factory=dict)
     odd_version: bool = False
@@ -68,8 +69,10 @@ CASES = {
         ("MPIMOMENTUM_FAKE_NODES=2", "the same on all ranks"),
         odd_env={"MPIMOMENTUM_FAKE_NODES": "2"},
     ),
-    "no data on one rank": Case(
-        ("rank 1: ", "digits.csv.gz", "leave data_dir out"), odd_args="--data-dir empty"
+    "no data on one node": Case(  # one rank of each reads
+        ("rank 1: ", "digits.csv.gz", "leave data_dir out"),
+        env={"MPIMOMENTUM_FAKE_NODES": str(SIZE)},
+        odd_args="--data-dir empty",
     ),
     "no data anywhere": Case(("empty/digits.csv.gz", "leave data_dir out"), "--data-dir empty"),
     "a size": Case(("hypercube", "got 3", "use 2 or 4"), "--topology hypercube"),
@@ -101,7 +104,7 @@ def attempt(case: Case, odd: bool) -> tuple[int, str]:
             versions["version of torch"] = "1.0"
     said = io.StringIO()
     with (
-        mock.patch.dict(os.environ, case.odd_env if odd else {}),
+        mock.patch.dict(os.environ, case.env | (case.odd_env if odd else {})),
         mock.patch.object(trainer, "versions", lambda: versions),
         mock.patch.object(sys, "argv", ["mpimomentum", *args]),
         contextlib.redirect_stderr(said),
