@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,18 @@ from tests.launch import launch
 TRAIN = ("-m", "mpimomentum", "train", "--model", "mlp", "--progress", "off")
 
 
+@dataclass
+class World:
+    """What came of every case, by rank, and of the folder in which it was tried."""
+
+    ended: dict[str, list[tuple[int, str]]]
+    before: dict[str, bytes | None]
+    after: dict[str, bytes | None]
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, str]]]:
-    """Return what came of every case, by rank; all in one job."""
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Try all cases in one job."""
     tmp_path = tmp_path_factory.mktemp("world")
     folder = tmp_path / "folder"
     (folder / "empty").mkdir(parents=True)
@@ -29,25 +39,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int,
     before = tree(folder)
     done = launch(SIZE, "-m", "tests.jobs.refused_world", str(folder), tmp_path=tmp_path)
     assert done.returncode == 0, done.output
-    by_rank = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(SIZE)]
-    after = {
-        name: content
-        for name, content in tree(folder).items()
-        if name not in {f"{rank}.json" for rank in range(SIZE)}
-    }
-    assert after == before
-    return {name: [by_rank[rank][name] for rank in range(SIZE)] for name in CASES}
+    files = [folder / f"{rank}.json" for rank in range(SIZE)]
+    by_rank = [json.loads(file.read_text()) for file in files]
+    for file in files:
+        file.unlink()
+    return World({name: [one[name] for one in by_rank] for name in CASES}, before, tree(folder))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rank_0_says_what_is_wrong_on_any_and_all_refuse(name: str, world) -> None:
-    codes, said = zip(*world[name], strict=True)
+def test_rank_0_says_what_is_wrong_on_any_and_all_refuse(name: str, world: World) -> None:
+    codes, said = zip(*world.ended[name], strict=True)
     assert codes == (2,) * SIZE, said
     assert said[0].startswith("mpimomentum: ")
     assert said[0].count("\n") == 1
     assert said[1:] == ("",) * (SIZE - 1)
     for word in CASES[name].words:
         assert word in said[0]
+
+
+def test_refused_ranks_leave_nothing_behind(world: World) -> None:
+    assert world.after == world.before
 
 
 def messages(output: str) -> list[str]:
