@@ -262,7 +262,6 @@ DATA = [
 ]
 
 READERS = [
-    simulate("--data mnist", "'mnist'", "--data-dir"),
     simulate("--data mnist --data-dir .", IDX, "IDX layout", "--data-dir"),
     Row(
         "simulate --data mnist --data-dir d",
@@ -272,13 +271,10 @@ READERS = [
     simulate("--data cifar10 --data-dir .", "data_batch_1", "tar xzf"),
     simulate("--data image-folder", "'image-folder'", "--data-dir"),
     simulate("--data image-folder --data-dir .", "train/CLASS/IMAGE", "--data-dir"),
-    simulate("--augment", "augment=true", "leave it out"),
     Row("train --image-size 0", ("image_size=0", "at least 1")),
-    simulate("--image-size 32", "image_size=32", "leave it out"),
     Row("train --alpha 0.5", ("alpha=0.5", "choose partition 'dirichlet'")),
     Row("train --partition dirichlet --alpha 0", ("alpha=0.0", "above 0")),
     Row("simulate --model lenet5", ("lenet5", "(1, 8, 8)", "use cnn-small or mlp")),
-    Row("train --log-every 0", ("log_every=0", "at least 1")),
 ]
 
 OUT = [
