@@ -1,0 +1,55 @@
+"""A training loop of one's own, in which rank 1 does something wrong.
+
+usage: mpirun -n N python own_loop.py HOW ALGORITHM
+
+HOW is one of
+
+forgotten   nothing is closed
+program     the loop itself raises, between two steps
+algorithm   the algorithm raises, on the communication thread
+early       rank 1 makes fewer steps than the others
+apart       rank 0 alone asks for its state_dict
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import mpimomentum as mm
+
+
+class BrokenStep(mm.ADPSGD):
+    """Rank 1's step raises at step 20."""
+
+    async def step(self, w, s):
+        if w.rank == 1 and w.step == 20:
+            Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
+            raise ArithmeticError("the algorithm of this rank is broken")
+        await super().step(w, s)
+
+
+def main(how: str, name: str) -> None:
+    w = mm.init()
+    kinds = {"ad-psgd": mm.ADPSGD, "d-psgd": mm.DPSGD, "allreduce-sgd": mm.AllReduceSGD}
+    algorithm = (BrokenStep if how == "algorithm" else kinds[name])(lr=0.1)
+    model = torch.nn.Linear(2, 1)
+    optimizer = mm.DistributedOptimizer(model, algorithm, w)
+    for step in range(30 if how == "early" and w.rank == 1 else 40):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).square().sum().backward()
+        if how == "program" and w.rank == 1 and step == 20:
+            Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
+            raise ArithmeticError("the program of this rank is broken")
+        optimizer.step()
+    if how == "apart" and w.rank == 0:
+        optimizer.state_dict()
+    os.write(1, f"rank {w.rank} at its end\n".encode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
