@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -58,4 +60,32 @@ def same_everywhere(worker: MPIWorker, parameters: FlatModel, algorithm: Algorit
         if theirs != texts[0]:
             raise BadInput(
                 f"rank 0 has {texts[0]}, rank {rank} {theirs}: construct the same on every rank"
+            )
+
+
+def identity(algorithm: Algorithm[Any], worker: MPIWorker, parameters: FlatModel) -> dict[str, Any]:
+    """Return what a saved state must agree with to be gone on from: all but the step size."""
+    values = dataclasses.asdict(algorithm)  # type: ignore[call-overload]
+    values.pop("lr", None)  # a schedule's to change
+    return {
+        "algorithm": algorithm.name,
+        "parameters": values,
+        "rank": worker.rank,
+        "size": worker.size,
+        "dim": parameters.dim,
+    }
+
+
+def same_identity(saved: Mapping[str, Any] | None, mine: Mapping[str, Any]) -> None:
+    """Refuse a state of another algorithm, rank, number of ranks or model."""
+    if saved is None:
+        raise BadInput(
+            "this state_dict is not of a DistributedOptimizer: load the model's own, then call "
+            "publish()"
+        )
+    for key, value in mine.items():
+        if saved[key] != value:
+            raise BadInput(
+                f"the state_dict has {key} {saved[key]!r}, this optimizer {value!r}: every rank "
+                f"loads what it saved itself, with the same algorithm, model and number of ranks"
             )

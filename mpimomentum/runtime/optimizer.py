@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mpimomentum.runtime.admission import admissible, same_everywhere
+from mpimomentum.runtime.admission import (
+    admissible,
+    identity,
+    same_everywhere,
+    same_identity,
+)
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.consensus import Consensus, mean_model
@@ -248,7 +253,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
             ``torch.load(…, weights_only=True)`` reads it.
         """
         packed = super().state_dict()
-        packed[OURS] = self._identity() | self._usable().save()
+        packed[OURS] = (
+            identity(self._algorithm, self._worker, self._parameters) | self._usable().save()
+        )
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -262,7 +269,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             On all ranks, if it is of another algorithm, rank, number of ranks or model.
         """
         loop = self._usable(changed=True, lent=True)
-        agreed(self._worker, lambda: self._check_saved(state_dict))
+        mine = identity(self._algorithm, self._worker, self._parameters)
+        agreed(self._worker, lambda: same_identity(state_dict.get(OURS), mine))
         loop.close()
         self._loop, self._lent = None, False
         super().load_state_dict({k: v for k, v in state_dict.items() if k != OURS})
@@ -361,29 +369,18 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if scale is not None:
             p.grad.div_(scale)
         if not self._decoupled:
-            for group, part in zip(self.param_groups, p.group_slices, strict=True):
-                if group["weight_decay"] != 0:
-                    p.grad[part].add_(p.flat[part], alpha=float(group["weight_decay"]))
+            p.add_decay(self._groups("weight_decay"))
         return p.grad.cpu()
 
     def _set_rates(self) -> None:
         """Take up the groups' lr, as schedulers left them, and weight decay."""
-        self._worker.lr = self._rate("lr")
-        self._worker.weight_decay = self._rate("weight_decay") if self._decoupled else 0.0
-
-    def _rate(self, name: str) -> float | Vector:
         p = self._parameters
-        parts = [
-            (float(group[name]), part)
-            for group, part in zip(self.param_groups, p.group_slices, strict=True)
-            if part.stop > part.start
-        ]
-        if len({value for value, _ in parts}) == 1:
-            return parts[0][0]
-        rate = torch.empty(p.dim, dtype=p.dtype)
-        for value, part in parts:
-            rate[part] = value
-        return rate
+        self._worker.lr = p.per_group(self._groups("lr"))
+        if self._decoupled:
+            self._worker.weight_decay = p.per_group(self._groups("weight_decay"))
+
+    def _groups(self, name: str) -> list[float]:
+        return [float(group[name]) for group in self.param_groups]
 
     def _skip(self) -> bool:
         """Whether a GradScaler found an overflow here, or on a rank that others wait for."""
@@ -398,28 +395,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
     # GradScaler then calls step() in any case and leaves found_inf to us: were a rank's step()
     # left out, the others would wait for it.
     _step_supports_amp_scaling = True
-
-    def _identity(self) -> dict[str, Any]:
-        parameters = dataclasses.asdict(self._algorithm)  # type: ignore[call-overload]
-        parameters.pop("lr", None)  # a schedule's to change
-        return {
-            "algorithm": self._algorithm.name,
-            "parameters": parameters,
-            "rank": self._worker.rank,
-            "size": self._worker.size,
-            "dim": self._parameters.dim,
-        }
-
-    def _check_saved(self, state_dict: dict[str, Any]) -> None:
-        saved = state_dict.get(OURS)
-        if saved is None:
-            raise BadInput(
-                "this state_dict is not of a DistributedOptimizer: load the model's own, then call "
-                "publish()"
-            )
-        for key, mine in self._identity().items():
-            if saved[key] != mine:
-                raise BadInput(f"the state_dict has {key} {saved[key]!r}, this optimizer {mine!r}")
 
 
 _NEEDS_CLOSURE = (

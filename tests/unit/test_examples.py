@@ -16,6 +16,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "algorithms.md",
     ROOT / "docs" / "data.md",
+    ROOT / "docs" / "own_loop.md",
     ROOT / "docs" / "quickstart.md",
 )  # the block of writing-an-algorithm.md is an example, see test_documents.py
 

@@ -159,6 +159,26 @@ class FlatModel:
             if g.dtype == self.dtype:
                 part.parameter.grad = part.g
 
+    def per_group(self, values: Sequence[float]) -> float | Vector:
+        """Return one value a group as a number if all are the same, else one a coordinate."""
+        laid_out = [
+            (value, part)
+            for value, part in zip(values, self.group_slices, strict=True)
+            if part.stop > part.start
+        ]
+        if len({value for value, _ in laid_out}) == 1:
+            return laid_out[0][0]
+        vector = torch.empty(self.dim, dtype=self.dtype)
+        for value, part in laid_out:
+            vector[part] = value
+        return vector
+
+    def add_decay(self, factors: Sequence[float]) -> None:
+        """Add to `grad` each group's factor times its parameters."""
+        for factor, part in zip(factors, self.group_slices, strict=True):
+            if factor:
+                self.grad[part].add_(self.flat[part], alpha=factor)
+
     def hand_back(self) -> None:
         """Make `grad` the parameters' gradients, so that what was done to it is seen there."""
         for part in self.parts:
