@@ -177,6 +177,22 @@ def test_wrong_variables_do_not_keep_the_doctor_from_starting(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("environ", "family", "remedy"),
+    [
+        (OMPI, "MPICH", "use the mpirun of MPICH"),
+        ({**STEP, "PMIX_RANK": "0"}, "MPICH", "use srun --mpi=pmi2"),
+        ({**STEP, "PMI_RANK": "0"}, "MPICH", None),
+        (OMPI, "Open MPI", None),
+        (OMPI, "Cray MPICH", None),
+    ],
+)
+def test_a_launcher_that_mpi_may_not_survive(environ, family, remedy):
+    said = mpi.foreboding(Place.of(environ), Library(family, "1.2", None, ""))
+    assert bool(said) == (remedy is not None)
+    assert said.endswith(remedy or "")
+
+
 def test_an_mpirun_that_may_end_mpi_is_named_before_mpi_starts(monkeypatch, capsys):
     there = Library("MPICH", "5.0.2", None, "from a test")
     monkeypatch.setattr("mpimomentum.transport.library.library", lambda environ: there)

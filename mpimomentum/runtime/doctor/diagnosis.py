@@ -110,18 +110,13 @@ class Examination:
         if first:
             self._note(mpi.mpirun, self.place, library)
         self._note(slurm.slurm, self.place, library.family)
-        self._warn_of_the_launcher(library)
+        if text := mpi.foreboding(self.place, library):
+            sys.stderr.write(f"rank {self.place.rank} | {text}\n")
+            sys.stderr.flush()
         room = machine.shared_memory(self.place, library.family)
         if room.status is Status.FAIL:  # MPI would die of a Bus error, and say nothing
             self.findings.append(room)
         return room.status is not Status.FAIL
-
-    def _warn_of_the_launcher(self, library: Library) -> None:
-        """Say at once what is lost if MPI ends the process at its start, as one library does."""
-        found = mpi.launch(self.place, library)
-        if found.status is not Status.OK:
-            sys.stderr.write(f"rank {self.place.rank} | {found.found}: {found.remedy}\n")
-            sys.stderr.flush()
 
     def _start(self) -> MPIWorker | None:
         # a wrong variable is a finding already; ranks may differ in it, so start all the same
@@ -161,7 +156,7 @@ class Examination:
             local_rank=worker.env.local_rank,
             local_size=worker.env.local_size,
         )
-        self._note(mpi.launch, self.place, self._library)
+        self._note(mpi.launch, self.place)
         self._note(mpi.thread_level, worker)
         self._note(mpi.driver, self.place, self._how)
         self._note(mpi.windows, worker)

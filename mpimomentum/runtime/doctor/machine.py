@@ -161,7 +161,8 @@ def shared_memory(place: Place, family: str = "") -> Finding:
         Status.FAIL if hopeless else Status.WARN,
         found,
         f"{meaning}; a larger one ends in a Bus error, or in 'not enough space'",
-        f"{remedy}; or fewer ranks on this node; --parameters N checks for your model",
+        f"{remedy}; remove what killed jobs left in /dev/shm; or start fewer ranks here; "
+        "--parameters N checks for your model",
     )
 
 

@@ -88,16 +88,20 @@ def mpirun(place: Place, mpi: Library) -> Finding:
     return Finding(name, Status.OK, found, "belongs to the MPI library")
 
 
-def launch(place: Place, mpi: Library | None) -> Finding:
+def foreboding(place: Place, mpi: Library) -> str:
+    """Return what to say before MPI starts, since it may end the process there; mostly nothing."""
+    speaks_pmix = place.launcher == OPEN_MPI or "PMIX_RANK" in place.environ
+    if mpi.family != "MPICH" or not speaks_pmix:
+        return ""
+    remedy = "srun --mpi=pmi2" if place.launcher == SRUN else "the mpirun of MPICH"
+    return (
+        f"{place.launcher} offers PMIx to MPICH {mpi.version}, which may end here with "
+        f"'unsupported PMI version PMIx': use {remedy}"
+    )
+
+
+def launch(place: Place) -> Finding:
     """Name what started this process."""
-    if place.launcher == OPEN_MPI and mpi is not None and mpi.family != "Open MPI":
-        return Finding(
-            "launcher",
-            Status.WARN,
-            f"{place.launcher} started this process, but mpi4py uses {mpi.family} {mpi.version}",
-            "the wheel of MPICH ends at its start with 'unsupported PMI version PMIx'",
-            f"use the mpirun of {mpi.family}",
-        )
     if place.launcher == NONE and place.size > 1:
         return Finding(
             "launcher",
