@@ -21,6 +21,7 @@ from mpimomentum import topology
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
+from mpimomentum.runtime.export import save_model
 from mpimomentum.runtime.init import init
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
 from mpimomentum.runtime.optimizer import DistributedOptimizer
@@ -44,6 +45,7 @@ __all__ = [
     "broadcast_parameters",
     "init",
     "run",
+    "save_model",
     "shard",
     "simulate",
     "topology",

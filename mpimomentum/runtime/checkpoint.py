@@ -22,6 +22,7 @@ from mpimomentum.runtime import checkpoint_files as files
 from mpimomentum.runtime.agreement import agreed, exchanged, told
 from mpimomentum.runtime.checkpoint_files import Damaged, File, Manifest, Tree
 from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.state import restore, snapshot
 from mpimomentum.worker import Algorithm
 
@@ -108,14 +109,14 @@ class Checkpoints:
 
     # -- before a run ------------------------------------------------------------------------------
 
-    def open(self, w: MPIWorker, algorithm: Algorithm[Any], dim: int) -> None:
+    def open(self, w: MPIWorker, algorithm: Algorithm[Any], dim: int, stop: Stop) -> None:
         """Find, check and read the checkpoint to go on from. Collective; a second time nothing.
 
         Raises
         ------
         BadInput
-            On all ranks, if there is none where one is asked for, it is damaged, or the run that
-            wrote it was another.
+            On all ranks, if there is none where one is asked for, it is damaged, the run that
+            wrote it was another, or has made more than the steps asked for.
         """
         if self._opened:
             return
@@ -124,7 +125,7 @@ class Checkpoints:
         offered = agreed(w, lambda: self._offered() if w.rank == 0 else [])
         offered = [Path(p) for p in json.loads(told(w, json.dumps([str(p) for p in offered]))[0])]
         for path in offered:
-            if self._take(w, path):
+            if self._take(w, path, stop):
                 break
         else:
             if offered:
@@ -133,6 +134,12 @@ class Checkpoints:
                     "them to start anew, or choose another --out"
                 )
         self._opened = True
+
+    def last_in(self, path: Path) -> str | None:
+        """Return :attr:`last` as seen from a directory."""
+        if self.last is None or not self.last.is_relative_to(path):
+            return None if self.last is None else str(self.last)
+        return str(self.last.relative_to(path))
 
     def _offered(self) -> list[Path]:
         here = files.committed(self.directory)
@@ -159,12 +166,13 @@ class Checkpoints:
             )
         return found[:_OFFERED]
 
-    def _take(self, w: MPIWorker, path: Path) -> bool:
+    def _take(self, w: MPIWorker, path: Path, stop: Stop) -> bool:
         """Read the checkpoint at `path`; False if it is damaged on any rank."""
         refused = damaged = ""
         try:
             manifest = files.read_manifest(path)
             refused = _difference(path, manifest.identity, self._identity)
+            refused = refused or _too_far(path, max(manifest.steps), stop)
             if not refused:
                 self._loaded = files.read_part(path, manifest.files[w.rank])
                 self.found, self._steps, self.last = manifest, manifest.steps, path
@@ -328,4 +336,13 @@ def _difference(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) 
     return (
         f"cannot go on from {path}, which another run has made: {'; '.join(each)}. Use the same "
         "again (lr and the length may change), or start anew with another --out"
+    )
+
+
+def _too_far(path: Path, steps: int, stop: Stop) -> str:
+    if stop.steps is None or steps <= stop.steps:
+        return ""
+    return (
+        f"cannot go on from {path}: it has made {steps} steps, the run asked for ends at "
+        f"{stop.steps}; ask for more, or take an earlier checkpoint"
     )

@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.data.partition import Partition, check_alpha
+from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace import slowness
@@ -316,6 +317,7 @@ class TrainConfig:
     length: Length = Length()
     pace: Pace = Pace()
     output: Output = Output()
+    saving: Saving = Saving()  # noqa: RUF009  # frozen, as the others
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -339,18 +341,27 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
-        Without `out`, since every run has its own directory, `progress` and `log_level`.
+        Without what belongs to one run: `out`, `resume`, `progress` and `log_level`.
         """
         values: dict[str, Any] = {}
         for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-        for name in ("out", "progress", "log_level"):
+        for name in ("out", "resume", "progress", "log_level"):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same on all ranks: not where a node keeps its data."""
-        return {k: v for k, v in self.flat().items() if k != "data_dir"} | {"out": self.output.out}
+        here = {"out": self.output.out, "resume": self.saving.resume}
+        return {k: v for k, v in self.flat().items() if k != "data_dir"} | here
+
+    def pinned(self) -> dict[str, Any]:
+        """Return what must be the same in a run that goes on from a checkpoint."""
+        free = {"lr", "data_dir"}
+        for group in (self.length, self.pace, self.output, self.saving, self.schedule):
+            free |= {f.name for f in dataclasses.fields(group)}
+        free.discard("weight_decay")
+        return {name: value for name, value in self.flat().items() if name not in free}
 
     def toml(self) -> str:
         """Return :meth:`flat` as TOML: ``mpimomentum train FILE`` repeats the run."""
@@ -373,5 +384,6 @@ class SimulateConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.saving.refuse("a simulation")
         if self.workers < 1:
             raise BadInput(f"workers={self.workers}: at least 1 is needed")

@@ -254,16 +254,17 @@ class TorchObjective(Objective):
         self.parameters.load_statistics(v)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the data cursor for a checkpoint: the epoch's order and the place in it."""
-        return {"order": self._order.clone(), "position": self._position}
+        """Return for a checkpoint: the epoch's order, the place in it, and the model's buffers."""
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return {"order": self._order.clone(), "position": self._position, "buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on drawing mini-batches from where :meth:`state_dict` was taken.
+        """Go on from where :meth:`state_dict` was taken.
 
         Raises
         ------
         ValueError
-            If it was taken with another number of samples.
+            If it was taken with another number of samples, or of a model with other buffers.
         """
         order = state["order"]
         if len(order) not in (0, self.samples):
@@ -271,6 +272,14 @@ class TorchObjective(Objective):
                 f"the checkpoint's data cursor is for {len(order)} samples, this rank has "
                 f"{self.samples}: resume with the same data and number of ranks"
             )
+        buffers = dict(self.model.named_buffers())
+        if buffers.keys() != state["buffers"].keys():
+            raise ValueError(
+                f"the checkpoint is of a model with buffers {sorted(state['buffers'])}, this one "
+                f"has {sorted(buffers)}: resume with the same model"
+            )
+        for name, value in state["buffers"].items():
+            buffers[name].detach().copy_(value)
         self._order, self._position = order.clone(), int(state["position"])
 
     def _batch_gradient(self, x: Vector, batch: Tensor | AugmentedBatch) -> None:

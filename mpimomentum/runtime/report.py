@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mpimomentum.runtime.export import MODEL
+
 
 def report(summary: Mapping[str, Any], directory: Path, console: Console) -> None:
     """Print what matters of a summary, and where the rest is.
@@ -50,7 +52,11 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
     console.print(table)
     if summary["records_lost"]:
         console.print(f"{summary['records_lost']} records were not written: see the warnings.")
-    console.print(f"run directory: {directory}", soft_wrap=True, markup=False, highlight=False)
+    where = {"run directory": directory, "trained model": directory / MODEL}
+    if summary.get("last_checkpoint"):
+        where["last checkpoint"] = directory / summary["last_checkpoint"]
+    for name, path in where.items():
+        console.print(f"{name}: {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -226,7 +226,7 @@ def run(
     f = _part(objective, workers, w.rank)
     x0 = f.initial()
     if checkpoints is not None:
-        checkpoints.open(w, algorithm, f.dim)
+        checkpoints.open(w, algorithm, f.dim, stop)
 
     async def everything() -> Run:
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)

@@ -20,8 +20,10 @@ from mpimomentum.runtime.run import Run
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 
 
-def make_directory(out: Path | None, algorithm: str, ranks: int, config: str) -> Path:
-    """Make the directory of a new run, with its configuration in it.
+def make_directory(
+    out: Path | None, algorithm: str, ranks: int, config: str, *, may_hold_run: bool = False
+) -> Path:
+    """Make the directory of a run, with its configuration in it.
 
     Parameters
     ----------
@@ -31,6 +33,8 @@ def make_directory(out: Path | None, algorithm: str, ranks: int, config: str) ->
     ranks : int
     config : str
         Of ``config.toml``.
+    may_hold_run : bool
+        Whether the run goes on in a directory that holds an earlier part of it.
 
     Returns
     -------
@@ -46,10 +50,10 @@ def make_directory(out: Path | None, algorithm: str, ranks: int, config: str) ->
     try:
         path = (_unused(algorithm, ranks) if out is None else out.expanduser()).absolute()
         taken = [name for name in (CONFIG, METRICS, SUMMARY) if (path / name).exists()]
-        if taken:
+        if taken and not may_hold_run:
             raise BadInput(
                 f"out={out}: {path} holds a run already ({', '.join(taken)}); "
-                "remove it or choose another --out"
+                "remove it, choose another --out, or go on with it by --resume auto"
             )
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,12 @@ from mpimomentum.data import Dataset
 from mpimomentum.runtime import records, telemetry, tensorboard
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime.agreement import agreed, same, told, versions
+from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.export import MODEL, save_model
 from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.monitor import Monitor, Show
 from mpimomentum.runtime.objective import TorchObjective
@@ -31,6 +33,7 @@ from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.progress_bar import show
 from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
+from mpimomentum.runtime.resuming import choose, make_ready, take_records
 from mpimomentum.runtime.run import Run
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.tensorboard import TensorBoard
@@ -50,6 +53,7 @@ class Job:
     topology: Topology
     algorithm: Algorithm[Any]
     workers: int
+    dim: int
     dataset: Dataset
     parts: list[NDArray[np.int64]]  # of the training data, one a worker
     stop: Stop
@@ -75,10 +79,11 @@ class Job:
                 f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
                 f"{task.data}; use a smaller batch_size, or fewer ranks"
             )
-        models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
+        model = models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
+        dim = sum(p.numel() for p in model.parameters() if p.requires_grad)
         stop = config.length.stop(largest, batch_size)
         schedule = config.schedule.build(stop, workers, batch_size, largest)
-        return cls(config, topology, algorithm, workers, dataset, parts, stop, schedule)
+        return cls(config, topology, algorithm, workers, dim, dataset, parts, stop, schedule)
 
     @property
     def size(self) -> int:
@@ -141,6 +146,7 @@ class Job:
             records_in=telemetry.METRICS if merged else records.DIRECTORY,
             **known,
         )
+        save_model(out / MODEL, whole.model)  # as it was evaluated
         telemetry.write_summary(out, results)
         return results
 
@@ -172,9 +178,9 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     job = agreed(worker, lambda: Job.prepare(config, *plan, dataset))
     worker.topology = job.topology
     worker.seed = config.seed
-    out = agreed(worker, lambda: _directory(job) if worker.rank == 0 else None)
-    path = Path(told(worker, str(out or ""))[0])
+    path, checkpoints = _begun(job, worker)
     stream = agreed(worker, lambda: RecordStream(path_of(path, worker.rank)))
+    checkpoints.parts["records"] = stream
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
         job.stop,
@@ -209,6 +215,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             keep_x=False,
             schedule=job.schedule,
             take_record=stream.put,
+            checkpoints=checkpoints,
         )
     on_disk = [json.loads(t) for t in told(worker, f"[{stream.file.nbytes}, {stream.file.count}]")]
     if worker.rank != 0:
@@ -217,7 +224,15 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     def finish() -> dict[str, Any]:
         merged = merge_ranks(path, [nbytes for nbytes, _ in on_disk])
         written = sum(count for _, count in on_disk)
-        return job.finish(run, path, merged, written, mpi=worker.env.library, wall_s=run.time_s)
+        return job.finish(
+            run,
+            path,
+            merged,
+            written,
+            mpi=worker.env.library,
+            wall_s=run.time_s,
+            last_checkpoint=checkpoints.last_in(path),
+        )
 
     async def ending() -> dict[str, Any]:  # others wait for this rank, which is at work
         return await worker.compute(finish, "the evaluation")
@@ -302,6 +317,26 @@ def _plan(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     if config.output.tensorboard:
         tensorboard.require()
     return topology, algorithm
+
+
+def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
+    """Return the run's directory, ready, and its checkpoints, open. Collective."""
+    config, algorithm = job.config, job.algorithm
+    here = worker.rank == 0
+    out = agreed(worker, lambda: choose(config, algorithm.name, job.size) if here else None)
+    path = Path(told(worker, str(out or ""))[0])
+    saving = config.saving
+    checkpoints = Checkpoints(
+        path,
+        saving.checkpoint_every,
+        saving.keep,
+        saving.resume,
+        about=config.pinned() | {"train_samples": len(job.dataset.train_y)},
+    )
+    checkpoints.open(worker, algorithm, job.dim, job.stop)
+    agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)
+    agreed(worker, lambda: take_records(path, checkpoints.last, worker.rank))
+    return path, checkpoints
 
 
 def _directory(job: Job) -> Path:

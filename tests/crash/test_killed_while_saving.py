@@ -1,0 +1,51 @@
+"""A job that is killed while it writes a checkpoint leaves the one before, and goes on from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from mpimomentum.runtime import checkpoint_files as files
+from tests.launch import launch, start
+
+SAVING = str(Path(__file__).parents[1] / "jobs" / "saving.py")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "place", "valid"),
+    [
+        ("d-psgd", "half a file", [5]),
+        ("d-psgd", "before the manifest's name", [5]),
+        ("d-psgd", "before pruning", [10, 5]),
+        ("ad-psgd", "half a file", None),
+    ],
+)
+def test_killed_while_saving(
+    tmp_path: Path, algorithm: str, place: str, valid: list[int] | None
+) -> None:
+    out = tmp_path / "run"
+    job = start(2, SAVING, str(out), algorithm, "17", place, tmp_path=tmp_path)
+    output = job.wait_for(f"stopped at {place}")
+    for pid in re.findall(r"pid \d (\d+)", output):
+        os.kill(int(pid), signal.SIGKILL)
+    job.wait(30)
+
+    found = files.committed(out / "checkpoints")
+    for path in found:  # whole
+        for file in files.read_manifest(path).files:
+            files.read_part(path, file)
+    numbers = [files.number_of(path) for path in found]
+    assert numbers == valid if valid is not None else len(numbers) == 1
+
+    done = launch(2, SAVING, str(out), algorithm, "23", tmp_path=tmp_path)
+    assert done.returncode == 0, done.output
+    assert f"went on from {numbers[0]}\n" in done.output
+    assert "finished [23, 23]" in done.output
+    names = [p.name for p in (out / "checkpoints").iterdir()]
+    assert names == ["step-000023"]  # what was half written has gone, too
+    left = {p.name for p in (out / "checkpoints" / names[0]).iterdir()}
+    assert left == {"manifest.json", "rank-0000.safetensors", "rank-0001.safetensors"}
