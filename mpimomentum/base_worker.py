@@ -11,7 +11,7 @@ from mpimomentum.measures import Tally
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Mixing, Objective, Vector
 
-_OWN, _SHARED, _DATA = range(3)
+_OWN, _SHARED, _DATA, _TORCH = range(4)
 _STREAMS = ("rng", "shared_rng", "data_rng")
 
 Record = dict[str, Any]
@@ -21,6 +21,11 @@ Record = dict[str, Any]
 def stream(seed: int, which: int, rank: int = 0) -> np.random.Generator:
     """Return one of the independent random streams that follow from `seed`."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(which, rank)))
+
+
+def torch_seed(seed: int, rank: int = 0) -> int:
+    """Return what to seed torch's own stream with, which dropout draws from, on `rank`."""
+    return int(stream(seed, _TORCH, rank).integers(2**63))
 
 
 class BaseWorker:

@@ -85,7 +85,10 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     mpirun -n 4 mpimomentum train
     mpirun -n 4 mpimomentum train --algorithm async-server --topology star --lr 0.02 --epochs 10
     mpirun -n 4 mpimomentum train run.toml --seed 1
+    mpirun -n 4 mpimomentum train --out runs/mine --checkpoint-every 200 --resume auto
     ```
+
+    The last begins, and when it is given again after a crash goes on from the newest checkpoint.
     """
     logs.configure(config.output.log_level, launched_rank())
     worker = started(runtime())
@@ -108,7 +111,7 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
 def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) -> None:
     """Train on a virtual clock: any number of workers in this one process.
 
-    The same seed gives the same bits.
+    The same seed gives the same bits, so there are no checkpoints.
 
     ```
     mpimomentum simulate --workers 64 --slow 0:10 --jitter 0.2 --steps 200

@@ -34,6 +34,8 @@ DIRECTORY = "checkpoints"
 CHECKPOINT = 1
 """The bit of the request word that asks for a checkpoint; the others are free."""
 
+_DONE = "done "  # what a rank's answer begins with
+_ANSWER_BYTES = 2048
 _OFFERED = 20  # checkpoints that `auto` tries, newest first
 
 
@@ -278,24 +280,24 @@ class Checkpoints:
         only: int | None = None,
     ) -> list[str]:
         """Make `attempt` on all ranks or one; return what each came to, or fail on all."""
-        answer, failure = "", ""
+        answer = _DONE
         if only is None or w.rank == only:
             try:
-                answer = str(await w.compute(attempt, "writing a checkpoint"))
+                answer += str(await w.compute(attempt, "writing a checkpoint"))
             except OSError as error:
-                failure = str(error) or repr(error)
-        failures = await exchanged(w, failure)
-        for rank, reason in enumerate(failures):
-            if reason:
-                if w.rank == 0:
-                    await w.compute(lambda: files.discard(path), "removing a checkpoint")
-                await exchanged(w, "")
-                valid = f"{self.last} is the last valid one" if self.last else "there is none yet"
-                raise RunFailed(
-                    f"rank {rank} cannot write the checkpoint {path}: {reason}. The run ends; "
-                    f"{valid}. Make room or give write access, then use --resume auto"
-                )
-        return await exchanged(w, answer)
+                answer = str(error) or repr(error)
+        answers = await exchanged(w, answer, _ANSWER_BYTES)
+        failed = [rank for rank, said in enumerate(answers) if not said.startswith(_DONE)]
+        if failed:
+            if w.rank == 0:
+                await w.compute(lambda: files.discard(path), "removing a checkpoint")
+            await exchanged(w, "")
+            valid = f"{self.last} is the last valid one" if self.last else "there is none yet"
+            raise RunFailed(
+                f"rank {failed[0]} cannot write the checkpoint {path}: {answers[failed[0]]}. The "
+                f"run ends; {valid}. Make room or give write access, then use --resume auto"
+            )
+        return [said.removeprefix(_DONE) for said in answers]
 
     def _program(self, w: MPIWorker) -> Tree:
         """Return what the program's thread has: data cursor, torch's streams, parts."""

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from mpimomentum import data, models
 from mpimomentum import topology as topologies
+from mpimomentum.base_worker import torch_seed
 from mpimomentum.data import Dataset
 from mpimomentum.runtime import records, telemetry, tensorboard
 from mpimomentum.runtime import run as runs
@@ -204,6 +205,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             seed=config.seed,
         )
 
+    torch.manual_seed(torch_seed(config.seed, worker.rank))
     with monitor, once(path):
         run = runs.run(
             job.algorithm,
@@ -279,6 +281,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         shows=_shows(config, out, f"{job.size} virtual workers"),
         log_every=config.output.log_every,
     )
+    torch.manual_seed(torch_seed(config.seed))
     file = RecordFile(out / records.DIRECTORY / "all.jsonl")
     with monitor, once(out), contextlib.closing(file):
         run = runs.simulate(

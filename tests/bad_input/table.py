@@ -303,6 +303,15 @@ FAILURES = [
     for algorithm in ("allreduce-sgd", "ad-psgd")
 ]
 
+SAVING = [
+    Row("train --checkpoint-every 0", ("checkpoint_every=0", "at least 1")),
+    Row("train --checkpoint-every ten", ("--checkpoint-every ten", "whole number")),
+    Row("train --keep 0", ("keep=0", "at least 1")),
+    Row("train", ("keep=-1", "at least 1"), env={"MPIMOMENTUM_KEEP": "-1"}),
+    simulate("--checkpoint-every 5", "checkpoint_every=5", "leave checkpoint_every out"),
+    simulate("--resume auto", "resume=auto", "leave resume out"),
+]
+
 ROWS = [
     *NAMES,
     *SYNTAX,
@@ -315,5 +324,6 @@ ROWS = [
     *READERS,
     *OUT,
     *RUNTIME,
+    *SAVING,
     *FAILURES,
 ]

@@ -82,6 +82,12 @@ CASES = {
     "a slow rank": Case(("3:2", "the ranks are 0 to 2"), "--slow 3:2"),
     "a batch": Case(("batch_size=480", "479 samples"), "--batch-size 480"),
     "a directory that is a file": Case(("out=good.toml", "writable --out"), "--out good.toml"),
+    "no checkpoint to go on from": Case(
+        ("resume=nowhere", "there is no checkpoint", "auto or never"), "--resume nowhere"
+    ),
+    "a finished run without checkpoints": Case(
+        ("finished run without checkpoints", "another --out"), "--out taken --resume auto"
+    ),
     "a directory with a run": Case(("holds a run already", "another --out"), "--out taken"),
 }
 

@@ -38,13 +38,18 @@ def shared(w: MPIWorker, tmp_path: Path) -> Path:
 
 
 def dropped_out(rank: int, size: int) -> mm.TorchObjective:
-    """A model whose every gradient draws from torch's own stream."""
+    """A model whose every gradient draws from torch's own stream, on augmented data."""
+
+    def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x + 0.1 * torch.randn(x.shape, generator=generator)
+
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 3))
     torch.manual_seed(100 + rank)
     x = torch.randn(37, 5)
     y = torch.randint(0, 3, (37,))
-    return mm.TorchObjective(model, nn.functional.cross_entropy, x, y, batch_size=8)
+    criterion = nn.functional.cross_entropy
+    return mm.TorchObjective(model, criterion, x, y, batch_size=8, augment=augment)
 
 
 def scattered(rank: int, size: int) -> mm.Quadratic:
@@ -85,6 +90,7 @@ def test_synchronous_algorithms_resume_bit_identically(
     assert [p.name for p in files.committed(out / "checkpoints")] == ["step-000030", "step-000028"]
     assert torch.equal(whole.x, resumed.x)
     assert torch.equal(whole.mean, resumed.mean)
+    assert torch.equal(whole.statistics, resumed.statistics)
     later = [{k: v for k, v in r.items() if k != "time_s"} for r in w.records]
     assert {r["step"] for r in later} == set(range(20, 31))
     if w.rank == 0:  # which has everyone's, by time

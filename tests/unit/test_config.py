@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mpimomentum as mm
+from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.config import (
     Length,
     Method,
@@ -79,6 +80,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         length=Length(steps=10),
         pace=Pace(slow="0:10"),
         output=Output(out=Path("here"), progress="bar"),
+        saving=Saving(checkpoint_every=50, resume="auto"),
     )
     assert tomllib.loads(config.toml()) == {
         "algorithm": "ad-psgd",
@@ -103,6 +105,8 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "jitter": 0.0,
         "log_every": 10,
         "tensorboard": False,
+        "checkpoint_every": 50,
+        "keep": 2,
         "seed": 0,
     }
 
