@@ -1,0 +1,143 @@
+"""What a configuration comes to on so many ranks: checked before a run, evaluated after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from mpimomentum import data, models
+from mpimomentum import topology as topologies
+from mpimomentum.data import Dataset
+from mpimomentum.runtime import records, telemetry, tensorboard
+from mpimomentum.runtime.config import TrainConfig
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.export import MODEL, save_model
+from mpimomentum.runtime.loop import Stop, check, roles
+from mpimomentum.runtime.objective import TorchObjective
+from mpimomentum.runtime.run import Run
+from mpimomentum.runtime.schedule import LRSchedule
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Algorithm
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a configuration comes to on `size` ranks; made and checked before anything starts."""
+
+    config: TrainConfig
+    topology: Topology
+    algorithm: Algorithm[Any]
+    workers: int
+    dim: int
+    dataset: Dataset
+    parts: list[NDArray[np.int64]]  # of the training data, one a worker
+    stop: Stop
+    schedule: LRSchedule
+
+    @classmethod
+    def prepare(
+        cls, config: TrainConfig, topology: Topology, algorithm: Algorithm[Any], dataset: Dataset
+    ) -> Job:
+        """Check what the data and the ranks allow; the same on all ranks.
+
+        Raises
+        ------
+        ValueError, OSError
+            Whatever does not fit, with the remedy.
+        """
+        task = config.task
+        workers = len(roles(algorithm, topology.size)[0])
+        parts = data.shards(dataset.train_y, workers, task.partition, config.seed, task.alpha)
+        batch_size, smallest, largest = task.batch_size, len(parts[-1]), len(parts[0])
+        if batch_size > smallest:
+            raise BadInput(
+                f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
+                f"{task.data}; use a smaller batch_size, or fewer ranks"
+            )
+        model = models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
+        dim = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        stop = config.length.stop(largest, batch_size)
+        schedule = config.schedule.build(stop, workers, batch_size, largest)
+        return cls(config, topology, algorithm, workers, dim, dataset, parts, stop, schedule)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.topology.size
+
+    def objective(self, index: int, workers: int) -> TorchObjective:
+        """Make the objective of worker `index`: the model on its part of the data."""
+        assert workers == self.workers
+        return self._objective(torch.from_numpy(self.parts[index]))
+
+    def _objective(self, part: torch.Tensor | None) -> TorchObjective:
+        task, d = self.config.task, self.dataset
+        return TorchObjective(
+            models.build(task.model, d.shape, d.classes, self.config.seed),
+            cross_entropy,
+            d.train_x,
+            d.train_y,
+            task.batch_size,
+            weight_decay=self.config.schedule.weight_decay,
+            prepare=d.inputs,
+            augment=None if task.augment is False else d.augment,
+            part=part,
+        )
+
+    def finish(
+        self, run: Run, out: Path, merged: bool, written: int, **known: Any
+    ) -> dict[str, Any]:
+        """Evaluate the averaged model and write ``summary.json``. On one rank.
+
+        Parameters
+        ----------
+        run : Run
+        out : Path
+            The run directory.
+        merged : bool
+            Whether ``metrics.jsonl`` holds the records.
+        written : int
+            Records on disk.
+        **known
+            Further keys of the summary.
+        """
+        whole = self._objective(part=None)
+        whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
+        results = telemetry.summary(
+            run,
+            batch_size=self.config.task.batch_size,
+            train_samples=len(self.dataset.train_y),
+            algorithm=self.algorithm.name,
+            parameters=self.config.method.parameters(),
+            model=self.config.task.model,
+            data=self.config.task.data,
+            seed=self.config.seed,
+            topology=self.topology.name,
+            spectral_gap=self.topology.spectral_gap,
+            train_loss=whole.loss(run.mean),
+            test_accuracy=whole.accuracy(run.mean, self.dataset.test_x, self.dataset.test_y),
+            records=written,
+            records_lost=sum(tally.records for tally in run.tallies) - written,
+            records_in=telemetry.METRICS if merged else records.DIRECTORY,
+            **known,
+        )
+        save_model(out / MODEL, whole.model)  # as it was evaluated
+        telemetry.write_summary(out, results)
+        return results
+
+
+def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
+    """Return graph and algorithm, which can be refused before any data are read."""
+    topology = topologies.build(config.topology, size)
+    algorithm = config.method.build()
+    check(algorithm, topology)
+    config.pace.check(size)
+    if config.output.tensorboard:
+        tensorboard.require()
+    return topology, algorithm
