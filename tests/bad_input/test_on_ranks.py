@@ -36,6 +36,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (folder / "taken" / "summary.json").write_text("{}")
     (folder / "good.toml").write_text("batch_size = 8\n")
     (folder / "bad.toml").write_text("batch_size = 8\nlr = \n")
+    saved = ("--steps", "2", "--checkpoint-every", "2", "--out", str(folder / "saved"))
+    done = launch(1, "-m", "mpimomentum", "train", *saved, tmp_path=tmp_path)
+    assert done.returncode == 0, done.output
     before = tree(folder)
     done = launch(SIZE, "-m", "tests.jobs.refused_world", str(folder), tmp_path=tmp_path)
     assert done.returncode == 0, done.output

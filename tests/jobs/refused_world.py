@@ -2,6 +2,7 @@
 
 usage: mpirun -n 3 python -m tests.jobs.refused_world FOLDER
 
+FOLDER/saved is a run of one rank, by AD-PSGD on cnn-small, with a checkpoint.
 Every rank writes FOLDER/RANK.json: name of the case → [exit code, standard error].
 """
 
@@ -87,6 +88,16 @@ CASES = {
     ),
     "a finished run without checkpoints": Case(
         ("finished run without checkpoints", "another --out"), "--out taken --resume auto"
+    ),
+    "another world size": Case(
+        ("cannot go on", "ranks=1 there, ranks=3 now", "start anew"), "--resume saved"
+    ),
+    "another model": Case(
+        ("cannot go on", "model=cnn-small there, model=mlp now", "Use the same"), "--resume saved"
+    ),
+    "another algorithm": Case(
+        ("cannot go on", "algorithm=ad-psgd there, algorithm=d-psgd now", "Use the same"),
+        "--resume saved --algorithm d-psgd",
     ),
     "a directory with a run": Case(("holds a run already", "another --out"), "--out taken"),
 }
