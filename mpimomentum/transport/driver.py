@@ -89,6 +89,7 @@ class InlineDriver:
         self._abort = abort
         self._backoff = backoff
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self._asked = 0  # gradients that the program owes
         self.failure: BaseException | None = None
 
     def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
@@ -101,6 +102,8 @@ class InlineDriver:
     def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
         """Let everything move; gradients run when nothing else can."""
         self.engine.last_poll_s = self.engine.last_move_s = time.monotonic()
+        self.engine.put_aside = self._asked
+        self.engine.vitals[BEATS] = 0
         try:
             while not (task.done or until()):  # every move within a poll, which is timed
                 if self.engine.poll():
@@ -114,6 +117,8 @@ class InlineDriver:
             self.failure = error
             self.engine.fail_all(error)
             raise
+        self.engine.put_aside = 0
+        self.engine.vitals[BEATS] = -self._asked  # nobody here counts while the program computes
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` to its end."""
@@ -148,7 +153,7 @@ class InlineDriver:
 
         def job() -> None:
             self.engine.gradient_asked()
-            self.engine.vitals[BEATS] = -1  # nobody here counts until there is an answer
+            self._asked += 1
             request(handle)
 
         self._jobs.append(job)
@@ -159,7 +164,7 @@ class InlineDriver:
     ) -> None:
         """Complete `handle`."""
         _complete(handle, value, error)
-        self.engine.vitals[BEATS] = 0
+        self._asked -= 1
         self.engine.gradient_returned()
         self.engine.last_move_s = time.monotonic()
 
@@ -201,6 +206,7 @@ class ThreadDriver:
         self._submitted: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Callable[[], None] | Task[Any]] = queue.SimpleQueue()
         self.failure: BaseException | None = None
+        self._asked = 0  # gradients that the program owes
         self._closing = False
         self._aborting = False
         ready: Handle[None] = Handle("start of the communication thread")
@@ -224,6 +230,7 @@ class ThreadDriver:
 
     def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
         """Compute here what the coroutines over there ask for."""
+        self.engine.put_aside = self._asked
         try:
             while not (task.done or until()):
                 job = self._jobs.get()
@@ -232,6 +239,7 @@ class ThreadDriver:
         except BaseException as error:  # Ctrl-C: the coroutine is still under way over there
             self.failure = error
             raise
+        self.engine.put_aside = 0
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
@@ -265,14 +273,20 @@ class ThreadDriver:
     def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
         """Hand `request` to the program's thread."""
         handle: Handle[T] = Handle(what)
+
+        def job() -> None:
+            self._asked += 1
+            request(handle)
+
         self.engine.gradient_asked()
-        self._jobs.put(lambda: request(handle))
+        self._jobs.put(job)
         return handle
 
     def answer(
         self, handle: Handle[T], value: T | None, error: BaseException | None = None
     ) -> None:
         """Complete `handle`, and wake the communication thread."""
+        self._asked -= 1
         _complete(handle, value, error)
         self.engine.gradient_returned()
         self._backoff.wake.set()

@@ -161,6 +161,9 @@ class Engine:
         # two counters, each written by one thread only
         self.gradients_asked = 0
         self.gradients_returned = 0
+        self.put_aside = (
+            0  # gradients owed by a main thread that waits here; written by that thread
+        )
         self._returned_s = 0.0  # when the last gradient came; written before its counter
         self.split = TimeSplit(self.last_poll_s)
         self.at_rest: Spent = "idle"
@@ -170,6 +173,11 @@ class Engine:
     def computing(self) -> bool:
         """Whether the main thread owes a gradient."""
         return self.gradients_asked != self.gradients_returned
+
+    @property
+    def busy_elsewhere(self) -> bool:
+        """Whether the main thread computes a gradient, rather than waits here before it does."""
+        return self.gradients_asked - self.gradients_returned > self.put_aside
 
     def gradient_asked(self) -> None:
         """Count a gradient that the main thread owes from now on: for the thread that polls."""
@@ -273,7 +281,7 @@ class Engine:
                     task.result()
             moved |= task.moves != before
         self.last_poll_s = time.monotonic()
-        if moved or self.computing:
+        if moved or self.busy_elsewhere:
             self.last_move_s = self.last_poll_s
         if moved:
             self.vitals[MOVES] += 1

@@ -61,7 +61,7 @@ class Watchdog:
         self._next_refresh_s = now + _REFRESH_S
         engine = self._engine
         idle_s = now - engine.last_move_s
-        if engine.computing:
+        if engine.busy_elsewhere:
             engine.vitals[BEATS] += 1
             self._write("computes a gradient")
         elif not engine.tasks:
@@ -137,7 +137,7 @@ class Sentinel:
         engine = self._engine
         while not self._stop.wait(min(self._timeout_s / 4, 5.0)):
             stuck_s = time.monotonic() - engine.last_poll_s
-            busy = engine.blocking or (engine.tasks and not engine.computing)
+            busy = engine.blocking or (engine.tasks and not engine.busy_elsewhere)
             if busy and stuck_s > 2 * self._timeout_s:
                 what = engine.blocking or engine.waiting_for()
                 report(
