@@ -161,9 +161,8 @@ class Engine:
         # two counters, each written by one thread only
         self.gradients_asked = 0
         self.gradients_returned = 0
-        self.put_aside = (
-            0  # gradients owed by a main thread that waits here; written by that thread
-        )
+        # those owed by a main thread that waits here itself; it alone writes this
+        self.put_aside = 0
         self._returned_s = 0.0  # when the last gradient came; written before its counter
         self.split = TimeSplit(self.last_poll_s)
         self.at_rest: Spent = "idle"
