@@ -8,9 +8,7 @@ between two steps; nobody waits until somebody has asked.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mpimomentum.runtime import checkpoint_files as files
-from mpimomentum.runtime.agreement import agreed, exchanged, told
-from mpimomentum.runtime.checkpoint_files import Damaged, File, Manifest, Tree
+from mpimomentum.runtime.agreement import exchanged
+from mpimomentum.runtime.checkpoint_files import DIRECTORY, File, Manifest, Tree
+from mpimomentum.runtime.checkpoint_search import identity, search
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.state import restore, snapshot
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
     from mpimomentum.transport.request_word import RequestWord
 
-DIRECTORY = "checkpoints"
 CHECKPOINT = 1
 """The bit of the request word that asks for a checkpoint; the others are free."""
 
 _DONE = "done "  # what a rank's answer begins with
 _ANSWER_BYTES = 2048
-_OFFERED = 20  # checkpoints that `auto` tries, newest first
 
 
 class Part(Protocol):
@@ -124,17 +121,10 @@ class Checkpoints:
             return
         about = identity(w, algorithm) | {"dim": dim} | self._about
         self._identity = json.loads(json.dumps(about, default=str))  # as the manifest will say it
-        offered = agreed(w, lambda: self._offered() if w.rank == 0 else [])
-        offered = [Path(p) for p in json.loads(told(w, json.dumps([str(p) for p in offered]))[0])]
-        for path in offered:
-            if self._take(w, path, stop):
-                break
-        else:
-            if offered:
-                raise BadInput(
-                    f"resume={self._resume}: no checkpoint in {offered[0].parent} is valid: remove "
-                    "them to start anew, or choose another --out"
-                )
+        found = search(w, self.directory, self._resume, self._identity, stop)
+        if found is not None:
+            self.last, self.found, self._loaded = found.path, found.manifest, found.tree
+            self._steps = found.manifest.steps
         self._opened = True
 
     def last_in(self, path: Path) -> str | None:
@@ -142,57 +132,6 @@ class Checkpoints:
         if self.last is None or not self.last.is_relative_to(path):
             return None if self.last is None else str(self.last)
         return str(self.last.relative_to(path))
-
-    def _offered(self) -> list[Path]:
-        here = files.committed(self.directory)
-        if self._resume == "never":
-            if here:
-                raise BadInput(
-                    f"{self.directory} holds checkpoints already: choose resume=auto, or another "
-                    "directory"
-                )
-            return []
-        if self._resume == "auto":
-            return here[:_OFFERED]
-        path = Path(self._resume).expanduser().absolute()
-        found = [path] if (path / files.MANIFEST).exists() else files.committed(path / DIRECTORY)
-        if not found:
-            raise BadInput(
-                f"resume={self._resume}: there is no checkpoint: give the directory of a "
-                "checkpoint (…/checkpoints/step-000120) or of a run, auto or never"
-            )
-        if len(found) == 1 and here and here[0] != path and path.parent == self.directory:
-            raise BadInput(
-                f"resume={self._resume}: {self.directory} holds a later one, {here[0].name}: "
-                "remove it, or go on in another --out"
-            )
-        return found[:_OFFERED]
-
-    def _take(self, w: MPIWorker, path: Path, stop: Stop) -> bool:
-        """Read the checkpoint at `path`; False if it is damaged on any rank."""
-        refused = damaged = ""
-        try:
-            manifest = files.read_manifest(path)
-            refused = _difference(path, manifest.identity, self._identity)
-            refused = refused or _too_far(path, max(manifest.steps), stop)
-            if not refused:
-                self._loaded = files.read_part(path, manifest.files[w.rank])
-                self.found, self._steps, self.last = manifest, manifest.steps, path
-        except Damaged as error:
-            damaged = str(error)
-        for reason in told(w, refused):
-            if reason:
-                raise BadInput(reason)
-        reasons = [reason for reason in told(w, damaged) if reason]
-        if not reasons:
-            return True
-        self.found, self._steps, self.last, self._loaded = None, [], None, None
-        if self._resume not in ("auto",) and files.number_of(Path(self._resume)) >= 0:
-            raise BadInput(f"resume={self._resume}: {reasons[0]}; choose another, or auto")
-        if w.rank == 0:
-            sys.stderr.write(f"mpimomentum: warning: {path} is not used: {reasons[0]}\n")
-            sys.stderr.flush()
-        return False
 
     # -- during a run ------------------------------------------------------------------------------
 
@@ -318,33 +257,3 @@ class Checkpoints:
         for name, part in self.parts.items():
             if name in tree["parts"]:
                 part.load_state_dict(tree["parts"][name])
-
-
-def identity(w: MPIWorker, algorithm: Algorithm[Any]) -> dict[str, Any]:
-    """Return what two parts of one run have in common: all but the step size, as plain values."""
-    given = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
-    plain = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str))}
-    plain.pop("lr", None)
-    where = {"ranks": w.size, "topology": w.topology.name, "seed": w.seed}
-    return {"algorithm": algorithm.name} | plain | where
-
-
-def _difference(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Return why a run cannot go on from a checkpoint, or nothing."""
-    names = [n for n in {**saved, **asked} if saved.get(n) != asked.get(n)]
-    if not names:
-        return ""
-    each = [f"{n}={saved.get(n)} there, {n}={asked.get(n)} now" for n in names]
-    return (
-        f"cannot go on from {path}, which another run has made: {'; '.join(each)}. Use the same "
-        "again (lr and the length may change), or start anew with another --out"
-    )
-
-
-def _too_far(path: Path, steps: int, stop: Stop) -> str:
-    if stop.steps is None or steps <= stop.steps:
-        return ""
-    return (
-        f"cannot go on from {path}: it has made {steps} steps, the run asked for ends at "
-        f"{stop.steps}; ask for more, or take an earlier checkpoint"
-    )

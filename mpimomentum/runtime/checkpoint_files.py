@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from mpimomentum.runtime.telemetry import write
 
 FORMAT = 1
+DIRECTORY = "checkpoints"
 MANIFEST = "manifest.json"
 
 Tree = dict[str, Any]

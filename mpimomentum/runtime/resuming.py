@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 from mpimomentum.runtime import telemetry
-from mpimomentum.runtime.checkpoint import DIRECTORY
 from mpimomentum.runtime.checkpoint_config import NEVER
+from mpimomentum.runtime.checkpoint_files import DIRECTORY
 from mpimomentum.runtime.config import TrainConfig
 from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -205,6 +206,107 @@ def test_ranks_that_have_finished_take_part(
         expected[1] = 8
         assert steps == [[12] * w.size, expected]
     assert run.updates.tolist() == [12] * w.size
+
+
+def test_whoever_asks_all_come_at_their_next_step_boundary(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    """The others are held in their third gradient until rank 1 has asked."""
+    w = make_worker("complete")
+    out = shared(w, tmp_path)
+    asked = out / "asked"
+
+    class Asking(mm.Checkpoints):
+        def due(self, w: Any) -> bool:
+            due = super().due(w)
+            if due:
+                asked.touch()
+            return due
+
+    class Held(mm.Quadratic):
+        calls = 0
+
+        def gradient(self, x: torch.Tensor, batch: Any) -> torch.Tensor:
+            self.calls += 1
+            while self.calls == 3 and not asked.exists():
+                pass
+            return super().gradient(x, batch)
+
+    def objective(rank: int, size: int) -> mm.Quadratic:
+        return (mm.Quadratic if rank == 1 or size == 1 else Held)(b=torch.ones(10))
+
+    checkpoints = Asking(out, every=5 if w.rank == 1 or w.size == 1 else 1000, keep=99)
+    mm.run(mm.ADPSGD(lr=0.1), objective, steps=9, worker=w, checkpoints=checkpoints)
+    first = files.committed(out / "checkpoints")[-1]
+    steps = saved(first)[0].steps
+    assert steps.pop(1 if w.size > 1 else 0) == 5
+    assert all(s <= 3 for s in steps)  # without the word they would make all nine
+
+
+@dataclass
+class PushState:
+    x: Any
+    pushes: Any
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """Every step gives one to somebody, and does not wait until it has arrived."""
+
+    lr: float = 0.1
+    name: ClassVar[str] = "pushes"
+    synchronous: ClassVar[bool] = False
+    requires: ClassVar[str] = "none"
+
+    def init(self, w: Any, x0: torch.Tensor) -> PushState:
+        return PushState(w.window("x", x0), w.mailbox("pushes"))
+
+    async def step(self, w: Any, s: PushState) -> None:
+        await w.gradient(s.x.read(), w.sample())
+        v = torch.ones(s.x.dim, dtype=torch.float64)
+        await s.pushes.send(int(w.rng.integers(w.size)), v)
+
+    async def serve(self, w: Any, s: PushState) -> None:
+        while True:
+            _, _, v = await s.pushes.recv()
+            await w.gradient(s.x.read(), w.sample())  # applying it takes a while
+            s.x.add((w.rank + 1) % w.size, v)  # and is not waited for either
+
+
+def test_what_nobody_waits_for_is_in_a_checkpoint_too(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path, nodes: str
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+    total = sum(scattered(r, w.size).initial() for r in range(w.size))
+    for steps in (20, 40):
+        checkpoints = mm.Checkpoints(out, every=4, keep=99, resume="auto")
+        mm.run(Pushes(), scattered, steps=steps, worker=w, checkpoints=checkpoints)
+    assert len(files.committed(out / "checkpoints")) >= 10
+    for path in files.committed(out / "checkpoints"):
+        manifest, parts = saved(path)
+        there = sum(p["state"]["x"] for p in parts)
+        torch.testing.assert_close(there, total + sum(manifest.steps), rtol=0, atol=1e-9)
+
+
+def test_two_requests_are_both_seen_by_all(make_worker: Callable[..., MPIWorker]) -> None:
+    w = make_worker()
+
+    async def ask() -> tuple[int, int, int]:
+        word = w.request_word()
+        before = word.asked()
+        await w.collectives.barrier()
+        if w.rank in (0, w.size - 1):
+            word.ask(1 if w.rank == 0 else 4)
+        await w.collectives.barrier()
+        asked = word.asked()
+        word.clear()
+        await w.collectives.barrier()
+        after = word.asked()
+        await w.release()
+        return before, asked, after
+
+    assert w.run(ask()) == (0, 5 if w.size > 1 else 1, 0)
 
 
 @pytest.mark.parametrize(

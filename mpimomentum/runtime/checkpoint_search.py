@@ -1,0 +1,157 @@
+"""Which checkpoint a run goes on from, if any; the same answer on all ranks, before any works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpimomentum.runtime import checkpoint_files as files
+from mpimomentum.runtime.agreement import agreed, told
+from mpimomentum.runtime.checkpoint_config import AUTO, NEVER
+from mpimomentum.runtime.checkpoint_files import DIRECTORY, Damaged, Manifest, Tree
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.loop import Stop
+from mpimomentum.worker import Algorithm
+
+if TYPE_CHECKING:
+    from mpimomentum.transport import MPIWorker
+
+_TRIED = 20  # checkpoints, newest first, before giving up
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, checked on all ranks, and this rank's part of it."""
+
+    path: Path
+    manifest: Manifest
+    tree: Tree
+
+
+def search(
+    w: MPIWorker, directory: Path, resume: str | Path, about: Mapping[str, Any], stop: Stop
+) -> Found | None:
+    """Find, check and read a checkpoint. Collective.
+
+    Parameters
+    ----------
+    w : MPIWorker
+    directory : Path
+        With the run's own checkpoints.
+    resume : str or Path
+        "never", "auto" or a path.
+    about : mapping
+        What the run that wrote it must have in common with this one.
+    stop : Stop
+        When this one ends.
+
+    Raises
+    ------
+    BadInput
+        On all ranks, if there is none where one is asked for, it is damaged, the run that wrote it
+        was another, or has made more than the steps asked for.
+    """
+    offered = agreed(w, lambda: _offered(directory, resume) if w.rank == 0 else [])
+    text = json.dumps([str(offered[0].parent), *(p.name for p in offered)] if offered else [])
+    parent, *names = json.loads(told(w, text)[0]) or [""]
+    for name in names:
+        path = Path(parent, name)
+        found, damage = _read(w, path, about, stop)
+        if found is not None:
+            return found
+        if files.number_of(Path(resume)) >= 0:  # this one and no other
+            raise BadInput(f"resume={resume}: {damage}; choose another, or auto")
+        if w.rank == 0:
+            sys.stderr.write(f"mpimomentum: warning: {path} is not used: {damage}\n")
+            sys.stderr.flush()
+    if names:
+        raise BadInput(
+            f"resume={resume}: no checkpoint in {parent} is valid: remove them to start anew, or "
+            "choose another --out"
+        )
+    return None
+
+
+def _offered(directory: Path, resume: str | Path) -> list[Path]:
+    """Return what may be gone on from, in the order to be tried; all in one directory."""
+    here = files.committed(directory)
+    if resume == NEVER:
+        if here:
+            raise BadInput(
+                f"{directory} holds checkpoints already: choose resume=auto, or another directory"
+            )
+        return []
+    if resume == AUTO:
+        return here[:_TRIED]
+    path = Path(resume).expanduser().absolute()
+    one = (path / files.MANIFEST).exists()
+    found = [path] if one else files.committed(path / DIRECTORY)[:_TRIED]
+    if not found:
+        raise BadInput(
+            f"resume={resume}: there is no checkpoint: give the directory of a checkpoint "
+            "(…/checkpoints/step-000120) or of a run, auto or never"
+        )
+    if one and path.parent == directory and here[0] != path:
+        raise BadInput(
+            f"resume={resume}: {directory} holds a later one, {here[0].name}: remove it, or go on "
+            "in another --out"
+        )
+    return found
+
+
+def _read(
+    w: MPIWorker, path: Path, about: Mapping[str, Any], stop: Stop
+) -> tuple[Found | None, str]:
+    """Read the checkpoint at `path`; if it is damaged on any rank, return what is wrong."""
+    refused = damaged = ""
+    found = None
+    try:
+        manifest = files.read_manifest(path)
+        refused = _difference(path, manifest.identity, about)
+        refused = refused or _too_far(path, max(manifest.steps), stop)
+        if not refused:
+            found = Found(path, manifest, files.read_part(path, manifest.files[w.rank]))
+    except Damaged as error:
+        damaged = str(error)
+    for reason in told(w, refused):
+        if reason:
+            raise BadInput(reason)
+    for reason in told(w, damaged):
+        if reason:
+            return None, reason
+    return found, ""
+
+
+def identity(w: MPIWorker, algorithm: Algorithm[Any]) -> dict[str, Any]:
+    """Return what two parts of one run have in common: all but the step size, as plain values."""
+    given = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+    plain = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str))}
+    plain.pop("lr", None)
+    where = {"ranks": w.size, "topology": w.topology.name, "seed": w.seed}
+    return {"algorithm": algorithm.name} | plain | where
+
+
+def _difference(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return why a run cannot go on from a checkpoint, or nothing."""
+    names = [n for n in {**saved, **asked} if saved.get(n) != asked.get(n)]
+    if not names:
+        return ""
+    each = [f"{n}={saved.get(n)} there, {n}={asked.get(n)} now" for n in names]
+    return (
+        f"cannot go on from {path}, which another run has made: {'; '.join(each)}. Use the same "
+        "again (lr and the length may change), or start anew with another --out"
+    )
+
+
+def _too_far(path: Path, steps: int, stop: Stop) -> str:
+    if stop.steps is None or steps <= stop.steps:
+        return ""
+    return (
+        f"cannot go on from {path}: it has made {steps} steps, the run asked for ends at "
+        f"{stop.steps}; ask for more, or take an earlier checkpoint"
+    )
