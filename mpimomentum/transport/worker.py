@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import logging
-import os
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from mpimomentum.base_worker import BaseWorker
 from mpimomentum.measures import Seconds
 from mpimomentum.topology import Topology
-from mpimomentum.transport import environment
 from mpimomentum.transport.accumulate import AccumulateWindow
-from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.counter import FetchAddCounter
-from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
 from mpimomentum.transport.node_shared import NodeShared, require_room
-from mpimomentum.transport.progress import Backoff, Coro, Engine, Poll, Task
+from mpimomentum.transport.progress import Coro, Task
 from mpimomentum.transport.request_word import RequestWord
-from mpimomentum.transport.requests import Requests
-from mpimomentum.transport.watchdog import Sentinel, Watchdog
+from mpimomentum.transport.session import Session
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 T = TypeVar("T")
-
-_WHAT_BYTES = 64
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,11 +36,11 @@ class Moved:
     busy: int = 0
 
 
-class MPIWorker(BaseWorker):
+class MPIWorker(Session, BaseWorker):
     """The rank of this process. Collective to make and to :meth:`close`.
 
     The methods of the contract (worker.Worker) are for coroutines, which run on the communication
-    thread; :meth:`run` and :meth:`close` are for the program.
+    thread; those of :class:`Session` are for the program.
 
     Parameters
     ----------
@@ -82,10 +70,8 @@ class MPIWorker(BaseWorker):
         timeout_s: float = 300.0,
         backoff_s: float = 200e-6,
     ) -> None:
-        self._timeout_s = timeout_s
-        self._closed = False
-        self._broken = False
-        self.closing: list[Callable[[], None]] = []
+        Session.__init__(self, driver, timeout_s, backoff_s)
+        self._mean_gradients = MeanGradients(self._driver, self.collectives)
         self._began_s = time.monotonic()
         self._windows: list[InboxWindow | AccumulateWindow] = []
         self._mailboxes: list[PointToPoint] = []
@@ -93,66 +79,14 @@ class MPIWorker(BaseWorker):
         self._words: list[RequestWord] = []
         self._shared: list[NodeShared] = []
         self._before, self._spent_before = Moved(), Seconds()
-        if driver not in ("thread", "inline"):
-            raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
-        self._engine = Engine()
-        self._sentinel = Sentinel(self._engine, timeout_s)
-        self._driver = self._start_driver(driver, Backoff(backoff_s))
-        self._mean_gradients = MeanGradients(self._driver, self.collectives)
-        if "OMP_NUM_THREADS" not in os.environ and self.env.local_size > 1:
-            torch.set_num_threads(1)  # ranks share the cores
-        self._log_choices(driver)
-        atexit.register(self._close_at_exit)
-        if self.env.size > 1:
-            environment.end_job_on_uncaught_exception(self.env.rank, self._driver.abort)
         try:
             graph = topology(self.env.size)
         except ValueError:  # on all ranks alike
             self.close()
             raise
-        super().__init__(self.env.rank, self.env.size, graph, seed)
-
-    def _start_driver(self, driver: str, backoff: Backoff) -> Driver:
-        if driver == "inline":
-            self._start()
-            return InlineDriver(self._engine, self._watch, environment.abort, backoff)
-        return ThreadDriver(self._engine, self._start, self._watch, environment.abort, backoff)
-
-    def _start(self) -> None:
-        """Start MPI, in the thread that will own it. Collective: if it fails here, end the job."""
-        self._engine.blocking = "the start of MPI"
-        try:
-            self.env = environment.start()
-            self._sentinel.rank = self.env.rank
-            self.collectives = Collectives(self.env, self._engine)
-            self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
-        except BaseException as error:
-            if not isinstance(error, ValueError | MemoryError):  # which all ranks raise alike
-                environment.abort_if_not_alone(traceback.format_exc())
-            self._sentinel.stop()
-            raise
-        self._engine.blocking = ""
-
-    def _log_choices(self, driver: str) -> None:
-        env = self.env
-        _log.log(
-            logging.DEBUG if env.rank else logging.INFO,
-            "%s, thread level %s; %d ranks on %d nodes, driver %s, %d torch threads, allreduce: %s",
-            *(env.library, env.thread_level, env.size, env.nodes, driver),
-            *(torch.get_num_threads(), self.collectives.allreduce_path),
-        )
-
-    def _watch(self) -> None:
-        self._watchdog.check()
+        BaseWorker.__init__(self, self.env.rank, self.env.size, graph, seed)
 
     # -- for the program ---------------------------------------------------------------------------
-
-    def run(self, coroutine: Coro[T], what: str = "a run") -> T:
-        """Run `coroutine` on the communication thread, gradients on this one."""
-        self._broken = True  # until it has come to its end
-        result = self._driver.run(coroutine, what)
-        self._broken = False
-        return result
 
     def share(self, tensors: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
         """Hold `tensors` in memory once per node, for all its ranks. Collective.
@@ -181,66 +115,6 @@ class MPIWorker(BaseWorker):
         await require_room(self.env, self.collectives, tensors)
         self._shared.append(NodeShared(self.env, tensors))
         return self._shared[-1].tensors
-
-    def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
-        """Start `coroutine`, for a program that does other things meanwhile."""
-        return self._driver.begin(coroutine, what)
-
-    def carry_on(self, task: Task[Any], until: Callable[[], bool]) -> None:
-        """Do here what coroutines ask for, until `task` is done or `until()` holds."""
-        self._driver.carry_on(task, until)
-        self._broken |= task.failed
-
-    def answer(
-        self, request: Handle[T], value: T | None, error: BaseException | None = None
-    ) -> None:
-        """Complete what an objective was ``asked`` for."""
-        self._driver.answer(request, value, error)
-
-    def close(self) -> None:
-        """Free everything of MPI's and stop the communication thread. Collective, idempotent.
-
-        What was put into `closing` is closed first.
-        """
-        if self._closed:
-            return
-        while self.closing and not self._broken:
-            self.closing.pop()()
-        self._closed = True
-        atexit.unregister(self._close_at_exit)
-        if self._driver.failure is None:
-            self.run(self._close(), "closing the worker")
-        self._driver.close()
-        self._sentinel.stop()
-
-    def abort(self) -> NoReturn:
-        """End the whole job at once, with exit code 1; for a rank that cannot go on."""
-        if self.size > 1:
-            self._driver.abort()
-        raise SystemExit(1)
-
-    def __enter__(self) -> MPIWorker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None or self.size == 1:  # the others will not come to a collective close
-            self.close()
-
-    def _close_at_exit(self) -> None:
-        if self._broken and self.size > 1:  # a failed run was swallowed; the others wait for us
-            environment.report(self.rank, "the program ends after a failed run: ending the job")
-            self._driver.abort()
-        self.close()
-
-    async def _close(self) -> None:
-        # not the collectives' communicator: others may be in an allreduce that will never come
-        await self.meet("the end of the program, or worker.close()")
-        await self.release()
-        for shared in self._shared:
-            shared.close()
-        self._watchdog.close()
-        self.collectives.close()
-        self.env.comm.Free()
 
     # -- the contract ------------------------------------------------------------------------------
 
@@ -302,32 +176,6 @@ class MPIWorker(BaseWorker):
         """Overwrite `v` with that of `root`."""
         return self._engine.keep(self.collectives.broadcast(v, root))
 
-    def until(self, condition: Callable[[], bool], what: str) -> Handle[bool]:
-        """Wait until `condition()`, which is asked at every poll, holds."""
-        return Poll(lambda: condition() or None, what)
-
-    async def meet(self, what: str) -> None:
-        """Wait until every rank is at the same point of its program.
-
-        Apart from the collectives of a run, so that it goes well whatever those are doing.
-
-        Raises
-        ------
-        RuntimeError
-            On all ranks, if they are at different points.
-        """
-        mine = np.frombuffer(what.encode()[:_WHAT_BYTES].ljust(_WHAT_BYTES, b"\0"), dtype=np.uint8)
-        rows = np.empty((self.size, _WHAT_BYTES), dtype=np.uint8)
-        request = self.env.comm.Iallgather(mine, rows)
-        await Requests([request], lambda: None, f"all ranks to come to {what}", hold=(mine, rows))
-        said = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
-        if len(set(said)) > 1:
-            raise RuntimeError(
-                "the ranks' programs have come apart: "
-                + ", ".join(f"rank {r} is at {text}" for r, text in enumerate(said))
-                + "; every rank must call these together"
-            )
-
     def gather(self, v: Vector) -> Handle[list[Vector] | None]:
         """Collect a vector of any length from every rank at rank 0; None elsewhere."""
         return self.spawn(self.collectives.gather(v), "all ranks to come to the gather")
@@ -359,6 +207,12 @@ class MPIWorker(BaseWorker):
         word = RequestWord(self.env)
         self._words.append(word)
         return word
+
+    async def free(self) -> None:
+        """Free the windows, mailboxes and counters, and what the ranks of a node share."""
+        await self.release()
+        for shared in self._shared:
+            shared.close()
 
     # -- for the runtime ---------------------------------------------------------------------------
 

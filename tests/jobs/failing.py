@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 import mpimomentum as mm
-from mpimomentum.transport import worker as mpi_worker
+from mpimomentum.transport import session
 
 
 def say(line: str) -> None:
@@ -95,7 +95,7 @@ def broken_watchdog(*args: object) -> None:
 
 def main(how: str) -> None:
     if how == "start" and os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
-        mpi_worker.Watchdog = broken_watchdog
+        session.Watchdog = broken_watchdog
     w = mm.init(topology="ring")
     say(f"pid {w.rank} {os.getpid()}")
     kinds = {"objective": Broken, "swallowed": Broken, "straggler": Slow}
