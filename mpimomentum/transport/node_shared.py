@@ -44,7 +44,7 @@ async def require_room(
 
 
 class NodeShared:
-    """One copy of some tensors for all ranks of a node. Collective on the node to make and close.
+    """One copy of some tensors for all ranks of a node. Collective to make, on the node to close.
 
     Blocks until all of them have come.
 
@@ -65,9 +65,11 @@ class NodeShared:
         self._window: MPI.Win | None = None
         self.tensors = list(tensors or ())
         first = env.local_rank == 0
-        if env.local_size == 1:
-            return
+        # by all ranks, those alone on their node too: the split is collective
         self._comm = cast(MPI.Intracomm, env.comm.Split(env.node, env.rank))
+        if env.local_size == 1:
+            self._comm.Free()
+            return
         kinds = self._comm.bcast([(tuple(t.shape), t.dtype, _padded(t)) for t in tensors or ()])
         starts = list(accumulate((nbytes for *_, nbytes in kinds), initial=0))
         self._window = MPI.Win.Allocate_shared(starts[-1] if first else 0, 1, comm=self._comm)
