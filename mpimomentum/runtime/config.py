@@ -28,6 +28,8 @@ from mpimomentum.worker import Algorithm
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
 MU = 0.9  # for every algorithm that has a heavy ball
 
+SEEDS = 2**63  # torch takes no others, nor does TOML
+
 LENGTHS = ("epochs", "steps", "duration_s")
 
 
@@ -321,8 +323,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise BadInput(f"seed={self.seed} must not be negative")
+        if not 0 <= self.seed < SEEDS:
+            raise BadInput(f"seed={self.seed} must not be negative, and below 2^63")
 
     def resolved(self) -> Self:
         """Return the same run with nothing left to a default or to the folder it is started in."""

@@ -6,9 +6,10 @@ are left to the monitor's thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from mpimomentum.measures import Histogram, Tally
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.records import RecordStream
+
+_log = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # steps between two losses in the records
 TICK_S = 0.2
@@ -101,7 +104,8 @@ class Monitor:
     records : RecordStream, optional
         Written every second, and closed at the end.
     shows : sequence of Show
-        Closed at the end.
+        Closed at the end. One that fails with an OSError, such as a full disk's, is left out from
+        then on.
     log_every : int
         Steps between two losses in the records.
     probe : ConsensusProbe, optional
@@ -124,7 +128,7 @@ class Monitor:
         self._batch_size = batch_size
         self._workers = workers
         self._records = records
-        self._shows = tuple(shows)
+        self._shows = list(shows)
         self._log_every = log_every
         self._probe = probe
         self._seen: dict[int, Watched] = {} if worker is None else {worker.rank: worker}
@@ -165,14 +169,22 @@ class Monitor:
                 wrote_s = time.monotonic()
             if self._seen:
                 now = self._snapshot()
-                for show in self._shows:
-                    show.update(now)
+                self._show(lambda show, now=now: show.update(now))
             if ending:
                 break
         if self._records is not None:
             self._records.close()
-        for show in self._shows:
-            show.close()
+        self._show(lambda show: show.close())
+
+    def _show(self, act: Callable[[Show], None]) -> None:
+        """Do `act` with all that shows; what cannot show costs neither records nor the run."""
+        for show in tuple(self._shows):
+            try:
+                act(show)
+            except OSError as error:
+                self._shows.remove(show)
+                name = type(show).__name__
+                _log.warning("%s shows the run no longer, which goes on: %s", name, error)
 
     def _snapshot(self) -> Snapshot:
         seen = tuple(self._seen.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tomllib
 from pathlib import Path
@@ -59,6 +60,19 @@ def make_ready(path: Path, config: TrainConfig, checkpoint: Path | None) -> None
     telemetry.make_directory(path, "", 0, config.toml(), may_hold_run=own)
     for stale in (telemetry.SUMMARY, FAILURE):  # they stand for a run that has ended
         (path / stale).unlink(missing_ok=True)
+
+
+def take_back(path: Path, config: TrainConfig) -> None:
+    """Remove what was made of a new run's directory, where the run cannot begin after all.
+
+    What it held before stays, and so does the directory of a run that may go on.
+    """
+    if config.saving.resume != NEVER:
+        return
+    (path / telemetry.CONFIG).unlink(missing_ok=True)
+    shutil.rmtree(path / RECORDS, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something else
+        path.rmdir()
 
 
 def take_records(path: Path, checkpoint: Path | None, rank: int) -> None:

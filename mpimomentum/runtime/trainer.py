@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.progress_bar import show
 from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
-from mpimomentum.runtime.resuming import choose, make_ready, take_records
+from mpimomentum.runtime.resuming import choose, make_ready, take_back, take_records
 from mpimomentum.runtime.tensorboard import TensorBoard
 from mpimomentum.simulator import Clock
 
@@ -62,7 +63,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     worker.topology = job.topology
     worker.seed = config.seed
     path, checkpoints = _begun(job, worker)
-    stream = agreed(worker, lambda: RecordStream(path_of(path, worker.rank)))
+    stream = _records(path, config, worker)
     checkpoints.parts["records"] = stream
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
@@ -210,7 +211,20 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
     checkpoints.open(worker, algorithm, job.dim, job.stop)
     agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)
     agreed(worker, lambda: take_records(path, checkpoints.last, worker.rank))
+    if here and checkpoints.last is not None and config.output.progress != "off":
+        sys.stderr.write(f"going on from {checkpoints.last}\n")
+        sys.stderr.flush()
     return path, checkpoints
+
+
+def _records(path: Path, config: TrainConfig, worker: MPIWorker) -> RecordStream:
+    """Return this rank's records, its file open; a run that cannot have them leaves nothing."""
+    try:
+        return agreed(worker, lambda: RecordStream(path_of(path, worker.rank)))
+    except BadInput:
+        if worker.rank == 0:
+            take_back(path, config)
+        raise
 
 
 def _directory(job: Job) -> Path:

@@ -152,6 +152,7 @@ RANGES = [
     Row("train --steps 1 --epochs 1", ("steps=1", "epochs=1", "only one")),
     Row("train a.toml", ("steps=1", "duration_s=3", "one of"), {"a.toml": "steps=1\nduration_s=3"}),
     Row("train --seed -1", ("seed=-1", "not be negative")),
+    simulate(f"--seed {2**63}", f"seed={2**63}", "below 2^63"),
     Row("train --log-every 0", ("log_every=0", "at least 1 step")),
     env("MPIMOMENTUM_LOG_LEVEL", "loud", "warning"),
     Row("simulate --workers 0", ("workers=0", "at least 1")),

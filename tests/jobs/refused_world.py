@@ -9,6 +9,7 @@ Every rank writes FOLDER/RANK.json: name of the case → [exit code, standard er
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -35,6 +36,7 @@ class Case:
     odd_args: str = ""
     odd_env: dict[str, str] = field(default_factory=dict)
     odd_version: bool = False
+    odd_disk: bool = False
 
 
 CASES = {
@@ -99,8 +101,14 @@ CASES = {
         ("cannot go on", "algorithm=ad-psgd there, algorithm=d-psgd now", "Use the same"),
         "--resume saved --algorithm d-psgd",
     ),
+    "a disk that is full on one node": Case(("rank 1: ", "No space left"), odd_disk=True),
     "a directory with a run": Case(("holds a run already", "another --out"), "--out taken"),
 }
+
+
+def full(path: Path) -> None:
+    """Fail as a file that is opened on a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def attempt(case: Case, odd: bool) -> tuple[int, str]:
@@ -119,10 +127,12 @@ def attempt(case: Case, odd: bool) -> tuple[int, str]:
         args += extra
         if case.odd_version:
             versions["version of torch"] = "1.0"
+    records = full if odd and case.odd_disk else trainer.RecordStream
     said = io.StringIO()
     with (
         mock.patch.dict(os.environ, case.env | (case.odd_env if odd else {})),
         mock.patch.object(trainer, "versions", lambda: versions),
+        mock.patch.object(trainer, "RecordStream", records),
         mock.patch.object(sys, "argv", ["mpimomentum", *args]),
         contextlib.redirect_stderr(said),
     ):

@@ -253,7 +253,7 @@ def test_missing_optional_packages_are_named_with_their_use(monkeypatch):
     monkeypatch.setattr(software.util, "find_spec", lambda name: None)
     found = software.optional(place())
     assert found.status is NOTE
-    assert "pip install torchvision tensorboard cupy" in found.remedy
+    assert "pip install pillow torchvision tensorboard cupy" in found.remedy
 
 
 def test_data_sets_that_are_missing_or_damaged_are_named(tmp_path):
@@ -369,6 +369,12 @@ def test_the_largest_model_named_is_one_that_fits(monkeypatch):
         found = machine.shared_memory(Place({}, local_size=4, parameters=parameters))
         assert found.status is status
     assert f"{room / 1e6:.3g}M fit" in found.meaning
+
+
+def test_large_models_are_named_without_an_exponent(monkeypatch):
+    monkeypatch.setattr(machine, "shm_bytes", lambda: (48_960 * MB, 48_960 * MB))
+    meaning = machine.shared_memory(Place({}, local_size=4)).meaning
+    assert re.search(r"models up to 1\d{3}M fit", meaning)
 
 
 @pytest.mark.parametrize(

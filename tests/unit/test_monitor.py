@@ -108,6 +108,27 @@ def test_a_full_disk_costs_records_not_the_run(tmp_path, caplog, monkeypatch):
     assert w.tally.records - stream.file.count == 2  # and the loss is known
 
 
+def test_what_cannot_be_shown_costs_neither_records_nor_the_run(tmp_path, caplog):
+    class Full(Shown):
+        def update(self, now) -> None:
+            super().update(now)
+            raise OSError(28, "No space left on device")
+
+    stream, full, shown = RecordStream(tmp_path / "r.jsonl"), Full(), Shown()
+    w = Rank(stream.put)
+    with (
+        caplog.at_level(logging.WARNING, "mpimomentum"),
+        Monitor(Stop(steps=1), 4, worker=w, records=stream, shows=[full, shown]),
+    ):
+        assert full.updated.wait(20)
+        w.record(tau=1)
+    assert [r["tau"] for r in records_of(tmp_path / "r.jsonl")] == [1]
+    assert shown.closed
+    assert len(full.snapshots) == 1
+    assert "Full shows the run no longer" in caplog.text
+    assert "No space left" in caplog.text
+
+
 def test_progress_ends_at_the_end_with_what_was_measured():
     w, shown = Rank(), Shown()
     with Monitor(Stop(steps=20), 4, worker=w, shows=[shown]) as monitor:

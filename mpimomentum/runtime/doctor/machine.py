@@ -230,4 +230,5 @@ def _size(nbytes: float) -> str:
 
 
 def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:.3g}M"
+    millions = parameters / 1e6
+    return f"{millions:.0f}M" if millions >= 100 else f"{millions:.3g}M"  # no exponent

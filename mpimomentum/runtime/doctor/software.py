@@ -13,10 +13,12 @@ from mpimomentum.runtime.doctor.finding import Finding, Status
 from mpimomentum.runtime.doctor.place import Place
 
 _OPTIONAL = {  # module -> what it is for
-    "torchvision": "image folders and more models",
+    "PIL": "--data image-folder",
+    "torchvision": "its models by name",
     "tensorboard": "curves in the browser",
     "cupy": "packed signs of cupy arrays",
 }
+_PACKAGES = {"PIL": "pillow"}  # module -> its name in the index, where that is another
 
 
 def versions(place: Place) -> Finding:
@@ -46,13 +48,14 @@ def kernels(place: Place) -> Finding:
 
 def optional(place: Place) -> Finding:
     """Look for packages that some features need."""
-    here = [f"{name} {_version(name)}" for name in _OPTIONAL if util.find_spec(name) is not None]
-    missing = [name for name in _OPTIONAL if util.find_spec(name) is None]
+    uses = {_PACKAGES.get(name, name): use for name, use in _OPTIONAL.items()}
+    missing = [_PACKAGES.get(n, n) for n in _OPTIONAL if util.find_spec(n) is None]
+    here = [f"{name} {_version(name)}" for name in uses if name not in missing]
     return Finding(
         "optional packages",
         Status.NOTE if missing else Status.OK,
         ", ".join([*here, *(f"no {name}" for name in missing)]),
-        "; ".join(f"{name}: {use}" for name, use in _OPTIONAL.items()),
+        "; ".join(f"{name}: {use}" for name, use in uses.items()),
         f"pip install {' '.join(missing)}, if you want that" if missing else "",
     )
 
