@@ -104,6 +104,22 @@ def test_a_run_in_parts_leaves_what_a_run_in_one_does(
 
 
 @pytest.mark.mpi
+def test_a_run_that_goes_on_says_from_where(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+    said = []
+    for steps in (4, 6):
+        asked = config(out / "o", steps, checkpoint_every=4, resume="auto")
+        trainer.train(replace(asked, output=replace(asked.output, progress="lines")), w)
+        said.append(capsys.readouterr().err)
+    assert "going on" not in said[0]
+    line = f"going on from {out / 'o' / 'checkpoints' / 'step-000004'}\n"
+    assert said[1].count(line) == (w.rank == 0)
+
+
+@pytest.mark.mpi
 def test_what_may_not_change_is_refused_and_nothing_is_touched(
     make_worker: Callable[..., MPIWorker], tmp_path: Path, driver: str
 ) -> None:
