@@ -6,6 +6,7 @@ are left to the monitor's thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -169,7 +170,7 @@ class Monitor:
                 wrote_s = time.monotonic()
             if self._seen:
                 now = self._snapshot()
-                self._show(lambda show, now=now: show.update(now))
+                self._show(functools.partial(_update, now=now))
             if ending:
                 break
         if self._records is not None:
@@ -205,6 +206,10 @@ class Monitor:
             staleness=staleness,
             consensus=float("nan") if self._probe is None else self._probe.last,
         )
+
+
+def _update(show: Show, now: Snapshot) -> None:
+    show.update(now)
 
 
 def _one_number(lr: Any) -> float:
