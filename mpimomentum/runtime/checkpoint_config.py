@@ -11,6 +11,9 @@ from mpimomentum.runtime.errors import BadInput
 AUTO, NEVER = "auto", "never"
 
 
+KEEP = 2
+
+
 @Parameter(name="*", group="Checkpoints (train only)")
 @dataclass(frozen=True)
 class Saving:
@@ -31,7 +34,7 @@ class Saving:
     """
 
     checkpoint_every: int | None = None
-    keep: int = 2
+    keep: int = KEEP
     resume: str = NEVER
 
     def __post_init__(self) -> None:
@@ -39,6 +42,11 @@ class Saving:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{name}={value}: at least 1 is needed")
+        if self.checkpoint_every is None and self.keep != KEEP:
+            raise BadInput(
+                f"keep={self.keep} without checkpoint_every: no checkpoints would be written; say "
+                "checkpoint_every=200, for example, or leave keep out"
+            )
         if not self.resume:
             raise BadInput(f"resume={self.resume!r}: choose auto, never or a path")
 

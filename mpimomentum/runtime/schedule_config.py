@@ -13,6 +13,10 @@ from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.schedule import Kind, LRSchedule, linear_scale
 
 
+LR_DECAY = 0.1
+REFERENCE_BATCH = 256
+
+
 @Parameter(name="*", group="Learning rate")
 @dataclass(frozen=True)
 class Schedule:
@@ -45,9 +49,9 @@ class Schedule:
     lr_schedule: Kind = "constant"
     warmup_epochs: float = 0.0
     milestones: str | None = None
-    lr_decay: float = 0.1
+    lr_decay: float = LR_DECAY
     lr_scaling: Literal["none", "linear"] = "none"
-    reference_batch: int = 256
+    reference_batch: int = REFERENCE_BATCH
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -62,6 +66,16 @@ class Schedule:
             raise BadInput(
                 f"milestones={self.milestones!r} with lr_schedule={self.lr_schedule!r}: only a "
                 "step schedule has them; say lr_schedule='step', or leave milestones out"
+            )
+        if self.lr_schedule != "step" and self.lr_decay != LR_DECAY:
+            raise BadInput(
+                f"lr_decay={self.lr_decay} with lr_schedule={self.lr_schedule!r}: only a step "
+                "schedule has it; say lr_schedule='step', or leave lr_decay out"
+            )
+        if self.lr_scaling != "linear" and self.reference_batch != REFERENCE_BATCH:
+            raise BadInput(
+                f"reference_batch={self.reference_batch} with lr_scaling={self.lr_scaling!r}: it "
+                "has no effect; say lr_scaling='linear', or leave reference_batch out"
             )
         _ = self.epochs
 

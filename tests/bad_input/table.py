@@ -182,6 +182,8 @@ SCHEDULES = [
     Row("train --warmup-epochs -1", ("warmup_epochs=-1", "not negative")),
     Row("train --weight-decay nan", ("weight_decay=nan", "finite")),
     Row("train --lr-decay inf", ("lr_decay=inf", "finite")),
+    Row("train --lr-decay 0.5", ("lr_decay=0.5", "only a step schedule")),
+    Row("train --reference-batch 64", ("reference_batch=64", "lr_scaling='linear'")),
     Row("train --reference-batch 0", ("reference_batch=0", "at least 1")),
     simulate("--epochs 1 --warmup-epochs 5", "warmup_epochs=5", "use fewer"),
     simulate("--duration-s 9 --lr-schedule cosine", "duration_s=9", "give epochs or steps"),
@@ -307,6 +309,7 @@ FAILURES = [
 SAVING = [
     Row("train --checkpoint-every 0", ("checkpoint_every=0", "at least 1")),
     Row("train --checkpoint-every ten", ("--checkpoint-every ten", "whole number")),
+    Row("train --keep 5", ("keep=5 without checkpoint_every", "leave keep out")),
     Row("train --keep 0", ("keep=0", "at least 1")),
     Row("train", ("keep=-1", "at least 1"), env={"MPIMOMENTUM_KEEP": "-1"}),
     simulate("--checkpoint-every 5", "checkpoint_every=5", "leave checkpoint_every out"),

@@ -38,7 +38,7 @@ TEXTS = {
 NEEDS = {"milestones": {"lr_schedule": "step"}}
 """What else must be given with a field, or hardly a draw would be valid."""
 
-REFUSED = {"train": set[str](), "simulate": {"checkpoint_every"}}
+REFUSED = {"train": set[str](), "simulate": {"checkpoint_every", "keep"}}
 """Fields that a command has only to refuse."""
 
 
