@@ -12,7 +12,6 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.schedule import Kind, LRSchedule, linear_scale
 
-
 LR_DECAY = 0.1
 REFERENCE_BATCH = 256
 
