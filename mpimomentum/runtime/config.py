@@ -10,18 +10,18 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import tomli_w
 from cyclopts import Parameter
 
 from mpimomentum.algorithms.registry import by_name
-from mpimomentum.data.partition import Partition, check_alpha
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
-from mpimomentum.runtime.pace import slowness
+from mpimomentum.runtime.pace_config import Network, Pace
 from mpimomentum.runtime.schedule_config import Schedule
+from mpimomentum.runtime.task_config import Task
 from mpimomentum.topology.build import FILES
 from mpimomentum.worker import Algorithm
 
@@ -105,53 +105,6 @@ class Method:
         return algorithm
 
 
-@Parameter(name="*", group="Model and data")
-@dataclass(frozen=True)
-class Task:
-    """What is learnt.
-
-    Parameters
-    ----------
-    model : str
-        Name of the model.
-    data : str
-        Name of the data set.
-    data_dir : Path, optional
-        Folder with its files, where they are not at their usual place.
-    image_size : int, optional
-        image-folder: resize images to squares of this side; else all must be of one size.
-    augment : bool, optional
-        Shift and mirror training images at random; unless given, where that is standard: cifar10
-        and cifar100.
-    partition : str
-        iid: each worker has a random part of the data; label: few classes; dirichlet: between the
-        two, by alpha.
-    alpha : float, optional
-        dirichlet: small for few classes a worker (0.1), large for nearly iid (100).
-    batch_size : int
-        Samples per gradient of one worker.
-    """
-
-    model: str = "cnn-small"
-    data: str = "digits"
-    data_dir: Path | None = None
-    image_size: int | None = None
-    augment: bool | None = None
-    partition: Partition = "iid"
-    alpha: float | None = None
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise BadInput(f"batch_size={self.batch_size}: at least 1 sample is needed")
-        if self.image_size is not None and self.image_size < 1:
-            raise BadInput(f"image_size={self.image_size}: at least 1 pixel is needed")
-        try:
-            check_alpha(self.partition, self.alpha)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-
-
 @Parameter(name="*", group="Length (give one)")
 @dataclass(frozen=True)
 class Length:
@@ -198,74 +151,6 @@ class Length:
             return Stop(self.steps, self.duration_s)
         epochs = EPOCHS if self.epochs is None else self.epochs
         return Stop(steps=math.ceil(epochs * samples / batch_size))
-
-
-@Parameter(name="*", group="Speed of the workers")
-@dataclass(frozen=True)
-class Pace:
-    """Stragglers and jitter, injected.
-
-    Parameters
-    ----------
-    slow : str, optional
-        Slow ranks, RANK:FACTOR,…: 0:10 makes rank 0 ten times slower.
-    jitter : float
-        Standard deviation of a compute time over its mean (Gamma distributed).
-    compute_s : float, optional
-        Seconds that a gradient takes: train sleeps the rest; simulate takes 1 unless given.
-    """
-
-    slow: str | None = None
-    jitter: float = 0.0
-    compute_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("jitter", "compute_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise BadInput(f"{name}={value} must be finite and not negative")
-        _ = self.factors
-
-    @property
-    def factors(self) -> dict[int, float]:
-        """Rank -> factor on its compute time."""
-        return slowness(self.slow or "")
-
-    def check(self, size: int) -> None:
-        """Refuse a slow rank that does not exist among `size`.
-
-        Raises
-        ------
-        ValueError
-        """
-        for rank in self.factors:
-            if rank >= size:
-                raise BadInput(
-                    f"slow={self.slow!r}: there is no rank {rank} among {size}; "
-                    f"the ranks are 0 to {size - 1}"
-                )
-
-
-@Parameter(name="*", group="Network of the simulation")
-@dataclass(frozen=True)
-class Network:
-    """Messages on the virtual clock.
-
-    Parameters
-    ----------
-    latency_s : float
-        Seconds until the first byte of a message arrives.
-    bandwidth_Bps : float
-        Bytes per second of a link.
-    network : str
-        full, shared (one link for all) or fat-tree:K (K ranks on a switch).
-    """
-
-    latency_s: float = 0.0
-    bandwidth_Bps: Annotated[  # noqa: N815  # bytes per second, unlike bps
-        float, Parameter(name=["--bandwidth-Bps", "--bandwidth-bps"])
-    ] = math.inf
-    network: str = "full"
 
 
 @Parameter(name="*", group="Output")
@@ -315,9 +200,9 @@ class TrainConfig:
     method: Method = Method()
     schedule: Schedule = Schedule()  # noqa: RUF009  # frozen, as the others
     topology: str = "ring"
-    task: Task = Task()
+    task: Task = Task()  # noqa: RUF009  # frozen, as the others
     length: Length = Length()
-    pace: Pace = Pace()
+    pace: Pace = Pace()  # noqa: RUF009  # frozen, as the others
     output: Output = Output()
     saving: Saving = Saving()  # noqa: RUF009  # frozen, as the others
     seed: int = 0
@@ -382,7 +267,7 @@ class SimulateConfig(TrainConfig):
     """
 
     workers: int = 4
-    network: Network = Network()
+    network: Network = Network()  # noqa: RUF009  # frozen, as the others
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from mpimomentum import data
 from mpimomentum.data import Dataset
 from mpimomentum.runtime.agreement import agreed
-from mpimomentum.runtime.config import Task
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.task_config import Task
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker

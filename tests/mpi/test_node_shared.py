@@ -9,8 +9,8 @@ import torch
 
 from mpimomentum import data
 from mpimomentum.runtime import dataset as datasets
-from mpimomentum.runtime.config import Task
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.task_config import Task
 from mpimomentum.transport import node_shared
 
 pytestmark = pytest.mark.mpi
