@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -18,6 +18,10 @@ from mpimomentum.worker import Algorithm
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
+
+
+OTHERS_OPTIONS = ("momentum", "dampening", "nesterov", "maximize", "betas", "eps", "amsgrad")
+"""What torch's optimizers read from a group and these algorithms do not."""
 
 
 def admissible(
@@ -47,7 +51,25 @@ def admissible(
             f"dedicated=True, or use mm.run"
         )
     if worker.closing:
-        raise BadInput("this worker has an optimizer already: close() that one first")
+        raise BadInput(
+            "this worker has an optimizer already: close() that one first, or make it in a 'with'"
+        )
+
+
+def check_groups(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse options of parameter groups that would do nothing, or harm."""
+    for index, group in enumerate(groups):
+        for name in ("lr", "weight_decay"):
+            if name in group and not 0 <= float(group[name]) < float("inf"):
+                raise BadInput(
+                    f"group {index} has {name}={group[name]}: it must be finite and not negative"
+                )
+        for name in OTHERS_OPTIONS:
+            if name in group:
+                raise BadInput(
+                    f"group {index} has {name!r}, which would do nothing: a group has its own lr "
+                    f"and weight_decay, all else is the algorithm's"
+                )
 
 
 def same_everywhere(worker: MPIWorker, parameters: FlatModel, algorithm: Algorithm[Any]) -> None:

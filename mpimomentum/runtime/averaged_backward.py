@@ -45,6 +45,8 @@ class AveragedBackward:
         self._buckets = Buckets(parameters)
         self._parts: Parts | None = None
         self._averaged = False
+        self._steps = self._passes = 0  # of this step, under way or over
+        self._mean_count = torch.zeros(2, dtype=torch.float64)
 
     def begin(self, parts: Parts) -> None:
         """From now on, hand over to `parts` what backward computes."""
@@ -55,9 +57,11 @@ class AveragedBackward:
     def finish(self) -> None:
         """Before the gradient is used: average it, if no backward pass did; then do no more."""
         if self._parts is not None and not self._averaged:
+            self._begin_pass(self._parts)
             self._complete(self._parts)
         self._buckets.disarm()
         self._parts = None
+        self._steps, self._passes = self._steps + 1, 0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -78,7 +82,18 @@ class AveragedBackward:
         if self._parts is not None:
             self._buckets.arm(self._parts.hand_over, begun=self._backward_begins)
 
+    def _begin_pass(self, parts: Parts) -> None:
+        """Average the number of this pass first, which shows whether it meets its like."""
+        self._passes += 1
+        self._mean_count = self._count()
+        parts.hand_over(self._mean_count)
+
+    def _count(self) -> Vector:
+        return torch.tensor([self._steps, self._passes], dtype=torch.float64)
+
     def _backward_begins(self) -> None:
+        if self._parts is not None:
+            self._begin_pass(self._parts)
         # not public, but how DDP and FSDP come to the end of a backward pass
         torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
 
@@ -90,5 +105,12 @@ class AveragedBackward:
     def _complete(self, parts: Parts) -> None:
         self._buckets.flush()
         self._wait(lambda: parts.settled)
+        if not torch.allclose(self._mean_count, self._count(), rtol=0, atol=1e-6):
+            raise RuntimeError(
+                f"the ranks' backward passes have come apart: this is pass {self._passes} since "
+                f"the last step() here, and others are at another pass or step. Every rank must "
+                f"make the same number of passes for each step; write 'with optimizer.no_sync():' "
+                f"around those that are not for the step"
+            )
         self._parameters.hand_back()
         self._averaged = True

@@ -13,6 +13,7 @@ from torch import nn
 
 from mpimomentum.runtime.admission import (
     admissible,
+    check_groups,
     identity,
     same_everywhere,
     same_identity,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 OURS = "mpimomentum"  # our key in a state_dict
 RECORDS = 100_000  # kept on a rank
-LOOK_EVERY = 64  # steps between two walks through the whole module
+LOOK_EVERY = 64  # steps between two thorough looks at the module, which cost a pass over it
+LOOKS = 2  # in a row: what is done after every step is seen at the second step already
 
 
 class DistributedOptimizer(torch.optim.Optimizer):
@@ -103,6 +105,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             super(DistributedOptimizer, self).__init__(
                 groups, {"lr": algorithm.lr, "weight_decay": weight_decay}
             )
+            check_groups(self.param_groups)
             return self._laid_out()
 
         self._asking = Asking(agreed(worker, prepare))
@@ -148,7 +151,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         loop = self._usable()
         parameters = self._parameters
-        parameters.check_module() if self._worker.step % LOOK_EVERY == 0 else parameters.check()
+        if self._looks():
+            parameters.check_module()
+            self._check_untouched()
+        else:
+            parameters.check()
         request = loop.request
         if request.kind == "full" and closure is None:
             raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
@@ -165,6 +172,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._evaluate(closure)
             loop.computed()
             loop.answer(self._gradient())
+        if self._looks():
+            self._fingerprint = parameters.fingerprint()
         return result
 
     @contextlib.contextmanager
@@ -200,6 +209,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         self._not_lent()
         p = self._parameters
+        if self._loop is None and p.fingerprint() != self._fingerprint:
+            p.take_over()  # the user's again, and written to since close()
         own = (p.flat.clone(), p.statistics())
         if self._loop is not None:
             mean, statistics, distance = self._usable().average(own[1])
@@ -233,6 +244,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to those that are trained, and :meth:`publish`. Collective."""
+        if self._loop is not None:
+            agreed(self._worker, lambda: check_groups([param_group]))
         super().add_param_group(param_group)
         if self._loop is not None:
             self.publish()
@@ -288,6 +301,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._worker.closing.remove(self.close)
         self._worker.run(self._worker.meet("the end of the training"), "the end of the training")
         self._parameters.load(loop.close())
+        self._fingerprint = self._parameters.fingerprint()
         self._worker.take_record = None
 
     def __enter__(self) -> DistributedOptimizer:
@@ -334,6 +348,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._parameters.take_over()
         self._set_rates()
         self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved)
+        self._fingerprint = self._parameters.fingerprint()
+
+    def _looks(self) -> bool:
+        """Whether to look thoroughly before and after this step."""
+        return self._worker.step % LOOK_EVERY < LOOKS
+
+    def _check_untouched(self) -> None:
+        """Refuse what the parameters' versions do not show."""
+        if self._parameters.fingerprint() != self._fingerprint:
+            raise RuntimeError(
+                "a parameter was written to through .data since the last step(), and the change "
+                "would be lost: call publish() after it, on every rank"
+            )
 
     def _usable(self, *, changed: bool = False, lent: bool = False) -> OwnLoop:
         """Return the loop, unless what the user did meanwhile would be lost."""
@@ -391,6 +418,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if self._algorithm.synchronous:
             skip = self._worker.run(_any(self._worker, skip), "the ranks' GradScalers")
         return skip
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a DistributedOptimizer is part of a running job and cannot be copied or pickled: "
+            "save its state_dict()"
+        )
 
     # GradScaler then calls step() in any case and leaves found_inf to us: were a rank's step()
     # left out, the others would wait for it.

@@ -114,8 +114,9 @@ class Session:
 
     def carry_on(self, task: Task[Any], until: Callable[[], bool]) -> None:
         """Do here what coroutines ask for, until `task` is done or `until()` holds."""
+        broken, self._broken = self._broken, True  # unless it comes back: Ctrl-C
         self._driver.carry_on(task, until)
-        self._broken |= task.failed
+        self._broken = broken or task.failed
 
     def answer(
         self, request: Handle[T], value: T | None, error: BaseException | None = None

@@ -279,7 +279,15 @@ class MPIWorker(Session, BaseWorker):
         self._windows, self._mailboxes, self._counters, self._words = [], [], [], []
 
     def bind(self, objective: Objective, lr: float) -> None:
-        """Begin a run."""
+        """Begin a run.
+
+        Raises
+        ------
+        ValueError
+            If an optimizer is open on this worker, whose gradients the run would take over.
+        """
+        if self.closing:
+            raise ValueError("this worker has an open optimizer: close() that one first")
         super().bind(objective, lr)
         self._before = Moved(nbytes=-self.collectives.bytes_sent)
         self._spent_before = Seconds()

@@ -6,6 +6,8 @@ one process the algorithms are plain momentum SGD, so that the weights must agre
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -527,3 +529,86 @@ def test_staleness_and_records_are_at_hand(optimizer: Any) -> None:
         one_step(optimizer._model, optimizer, step)
     assert optimizer.staleness["histogram"] == {"0": 3}
     assert [r["step"] for r in optimizer.records] == [0, 1, 2]
+
+
+def test_a_run_is_refused_while_an_optimizer_is_open(optimizer: Any) -> None:
+    """It would take the gradients over, and the next step() would never return."""
+
+    def objective(rank: int, size: int) -> mm.Quadratic:
+        return mm.Quadratic(b=torch.zeros(2))
+
+    with pytest.raises(ValueError, match=r"close\(\) that one first"):
+        mm.run(mm.ADPSGD(lr=LR), objective, steps=1, worker=optimizer._worker)
+    one_step(optimizer._model, optimizer)
+    assert optimizer._worker.step == 1
+    optimizer.close()
+    assert mm.run(mm.ADPSGD(lr=LR), objective, steps=3, worker=optimizer._worker).updates == [3]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"lr": -0.1}, "group 0 has lr=-0.1"),
+        ({"lr": float("nan")}, "group 0 has lr=nan"),
+        ({"weight_decay": -1.0}, r"group 0 has weight_decay=-1\.0"),
+        ({"momentum": 0.5}, "'momentum', which would do nothing"),
+        ({"maximize": True}, "'maximize', which would do nothing"),
+    ],
+)
+def test_an_option_of_a_group_that_would_do_nothing_is_refused(
+    group: dict[str, Any], message: str, make_worker: Any
+) -> None:
+    model, worker = net(), make_worker()
+    first = [{"params": model[4].parameters(), **group}]
+    with pytest.raises(ValueError, match=message):
+        mm.DistributedOptimizer(model, mm.ADPSGD(lr=LR), worker, param_groups=first)
+    rest = mm.DistributedOptimizer(
+        model, mm.ADPSGD(lr=LR), worker, param_groups=model[0].parameters()
+    )
+    with pytest.raises(ValueError, match=message):
+        rest.add_param_group(first[0])
+    assert len(rest.param_groups) == 1
+    one_step(model, rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_write_through_data_is_seen_at_the_second_step(dtype: Any, make_worker: Any) -> None:
+    """The weight clipping of Wasserstein GANs, which autograd does not see."""
+    model = nn.Linear(4, 1).to(dtype)
+    opt = mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=LR), make_worker())
+
+    def step() -> None:
+        opt.zero_grad()
+        model(torch.ones(1, 4, dtype=dtype)).sum().backward()
+        opt.step()
+
+    step()
+    model.weight.data.clamp_(-0.01, 0.01)
+    with pytest.raises(RuntimeError, match=r"written to through \.data"):
+        step()
+    opt.publish()
+    assert model.weight.abs().max() < 0.011
+    for _ in range(70):  # beyond the next look; nothing is taken for a write that is none
+        with opt.consensus():
+            pass
+        step()
+    opt.close()
+    model.weight.data.zero_()  # the user's again
+    opt.consensus()
+    assert not model.weight.any()
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float64])
+def test_a_change_of_type_is_refused(other: Any, optimizer: Any) -> None:
+    one_step(optimizer._model, optimizer)
+    optimizer._model.to(other)
+    with pytest.raises(RuntimeError, match=r"'0\.weight' was given other memory"):
+        optimizer.zero_grad()
+
+
+def test_a_copy_is_refused(optimizer: Any) -> None:
+    """It would have groups and no run behind them."""
+    with pytest.raises(TypeError, match=r"save its state_dict\(\)"):
+        copy.deepcopy(optimizer)
+    with pytest.raises(TypeError, match=r"save its state_dict\(\)"):
+        pickle.dumps(optimizer)

@@ -34,6 +34,15 @@ def test_an_exception_ends_the_job_with_its_traceback(
     assert "rank 0 | Traceback" not in done.output
 
 
+def test_a_swallowed_interrupt_ends_the_job(tmp_path: Path) -> None:
+    """The others would wait for that rank, and the algorithm there cannot be ended any more."""
+    failed_at = tmp_path / "failed_at"
+    done = launch(2, JOB, "interrupted", "d-psgd", tmp_path=tmp_path, FAILED_AT=str(failed_at))
+    assert time.time() - float(failed_at.read_text()) < 5, done.output
+    assert done.returncode != 0
+    assert "rank 1 | the program ends after a failed run: ending the job" in done.output
+
+
 @pytest.mark.parametrize("algorithm", ["ad-psgd", "allreduce-sgd"])
 def test_a_program_that_closes_nothing_ends_well(tmp_path: Path, algorithm: str) -> None:
     done = launch(3, JOB, "forgotten", algorithm, tmp_path=tmp_path)

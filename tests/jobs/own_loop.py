@@ -8,12 +8,14 @@ forgotten   nothing is closed
 program     the loop itself raises, between two steps
 algorithm   the algorithm raises, on the communication thread
 early       rank 1 makes fewer steps than the others
+interrupted rank 1 is interrupted (Ctrl-C) while step() waits, and makes an end of it
 apart       rank 0 alone asks for its state_dict
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,6 +35,13 @@ class BrokenStep(mm.ADPSGD):
         await super().step(w, s)
 
 
+def interrupt_a_wait(signum, frame):
+    while frame is not None and frame.f_code.co_name != "carry_on":
+        frame = frame.f_back
+    if frame is not None:
+        raise KeyboardInterrupt
+
+
 def main(how: str, name: str) -> None:
     w = mm.init()
     kinds = {"ad-psgd": mm.ADPSGD, "d-psgd": mm.DPSGD, "allreduce-sgd": mm.AllReduceSGD}
@@ -45,6 +54,18 @@ def main(how: str, name: str) -> None:
         if how == "program" and w.rank == 1 and step == 20:
             Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
             raise ArithmeticError("the program of this rank is broken")
+        if how == "interrupted" and step == 20:
+            if w.rank == 1:
+                signal.signal(signal.SIGALRM, interrupt_a_wait)
+                signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+                try:
+                    optimizer.step()
+                except KeyboardInterrupt:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
+                    return
+            while not Path(os.environ["FAILED_AT"]).exists():
+                time.sleep(0.01)
         optimizer.step()
     if how == "apart" and w.rank == 0:
         optimizer.state_dict()

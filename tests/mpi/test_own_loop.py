@@ -322,3 +322,20 @@ def test_low_precision_gradients_are_averaged_in_float32(make_worker: Any) -> No
         assert model.weight.grad.dtype == torch.bfloat16
         opt.step()
     assert model.weight.tolist() == [[-mean, -mean]]
+
+
+def test_backward_passes_that_not_all_ranks_make_are_refused(make_worker: Any) -> None:
+    """They would be averaged with another step's on the others, and the models drift apart."""
+    w = make_worker()
+    model = net()
+    opt = mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=LR), w)
+    go(model, opt, w.rank, 0, 2)
+    for _ in range(w.rank):  # each rank another number: no count is that of all
+        with opt.no_sync():
+            backward(model, opt, w.rank, 9)  # not for the step, and said so
+    go(model, opt, w.rank, 2, 4)
+    if w.rank == 0:
+        backward(model, opt, w.rank, 9)
+    with pytest.raises(RuntimeError, match="backward passes have come apart"):
+        go(model, opt, w.rank, 4, 6)
+    opt.close()

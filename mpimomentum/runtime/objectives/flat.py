@@ -15,6 +15,13 @@ from mpimomentum.worker import Vector
 LOW = (torch.float16, torch.bfloat16)
 """Parameters of these types are trained through float32 masters, which `flat` holds."""
 
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
 REMEDY = "construct it anew, or call publish() on the optimizer of your own loop"
 
 
@@ -28,6 +35,7 @@ class Part:
     stop: int
     x: Tensor  # view of `flat`, shaped and strided like the parameter
     g: Tensor  # view of `grad`, likewise
+    dtype: torch.dtype
     version: int = 0  # of the parameter, after our own last write
 
 
@@ -101,6 +109,7 @@ class FlatModel:
             start + p.numel(),
             self.flat.as_strided(*place),
             self.grad.as_strided(*place),
+            p.dtype,
         )
         part.x.copy_(p.detach())
         if p.dtype == self.dtype:
@@ -207,7 +216,8 @@ class FlatModel:
                     f"parameter {part.name!r} was frozen after the model was laid out, and "
                     f"momentum would go on moving it: {REMEDY}"
                 )
-            if p.dtype == self.dtype and p.data_ptr() != part.x.data_ptr():
+            elsewhere = p.dtype == self.dtype and p.data_ptr() != part.x.data_ptr()
+            if elsewhere or p.dtype != part.dtype:
                 raise RuntimeError(
                     f"parameter {part.name!r} was given other memory (by model.to(), say) after "
                     f"the model was laid out and would not be trained: {REMEDY}"
@@ -242,6 +252,14 @@ class FlatModel:
             if part.parameter._version != part.version:
                 return part.name
         return None
+
+    def fingerprint(self) -> int:
+        """Return a number that changes when somebody writes to a parameter, ``.data`` included.
+
+        The sum of the parameters' bits: one pass over them.
+        """
+        low = [part.parameter.detach() for part in self.parts if part.parameter.dtype != self.dtype]
+        return sum(int(t.view(_BITS[t.dtype]).sum()) for t in (self.flat, *low))
 
     def take_over(self) -> None:
         """Take the parameters as they are now for `flat`: after ``load_state_dict``, say."""
