@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import queue
+from collections.abc import Callable
 
 import torch
 
 from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.driver import Driver
-from mpimomentum.transport.progress import NextPoll
+from mpimomentum.transport.progress import Task
 from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 
@@ -27,14 +28,34 @@ class MeanGradients:
         self._collectives = collectives
         self._mean = torch.empty(0)
 
-    async def at(self, objective: Objective, x: Vector, batch: Batch) -> Vector:
+    def at(self, objective: Objective, x: Vector, batch: Batch) -> Handle[Vector]:
         """Return the mean over all ranks of the gradients at `x`.
 
-        If `objective` offers ``gradient_in_parts``, each part is averaged in place from the moment
-        it is handed over; else the whole gradient is, once it is there.
+        If `objective` offers ``gradient_in_parts``, or is a user's own loop, each part is averaged
+        in place from the moment it is handed over; else the whole gradient is, once it is there.
         """
+        if hasattr(objective, "asked"):
+            ask = objective.asked
+            return MeanOfParts(
+                self._driver,
+                self._collectives,
+                lambda parts: self._driver.ask(
+                    lambda handle: ask("mean", x, batch, handle, parts),
+                    "this rank's program to call step()",
+                ),
+            )
         if self._collectives.size > 1 and hasattr(objective, "gradient_in_parts"):
-            return await self._in_parts(objective, x, batch)
+            in_parts = objective.gradient_in_parts
+            return MeanOfParts(
+                self._driver,
+                self._collectives,
+                lambda parts: self._driver.compute(
+                    lambda: in_parts(x, batch, parts.hand_over), "a gradient"
+                ),
+            )
+        return Task(self._whole(objective, x, batch), "the mean gradient")
+
+    async def _whole(self, objective: Objective, x: Vector, batch: Batch) -> Vector:
         g = await self._driver.compute(lambda: objective.gradient(x, batch), "a gradient")
         if self._collectives.size == 1:
             return g
@@ -42,78 +63,41 @@ class MeanGradients:
             self._mean = torch.empty_like(g)
         return await self._collectives.mean_of_gradients(g, out=self._mean)
 
-    def asked(self, objective: Objective, x: Vector, batch: Batch) -> AskedMean:
-        """Ask the user's own loop, which hands over the parts of its gradient as they come."""
-        return AskedMean(self._driver, self._collectives, objective, x, batch)
 
-    async def _in_parts(self, objective: Objective, x: Vector, batch: Batch) -> Vector:
-        parts: queue.SimpleQueue[Vector] = queue.SimpleQueue()
-
-        def hand_over(part: Vector) -> None:  # on the program's thread
-            parts.put(part)
-            self._driver.wake()
-
-        def compute() -> Vector:
-            return objective.gradient_in_parts(x, batch, hand_over)  # type: ignore[attr-defined, no-any-return]
-
-        gradient = self._driver.compute(compute, "a gradient")
-        averaging: list[Handle[Vector]] = []
-        while True:
-            computed = gradient.test()  # asked before the queue: no part comes after it
-            while not parts.empty():
-                part = parts.get()
-                averaging.append(self._collectives.mean_of_gradients(part, out=part))
-            if computed:
-                break
-            await NextPoll("a gradient")
-        g = gradient.result()
-        for mean in averaging:
-            await mean
-        return g
-
-
-class AskedMean(Handle[Vector]):
-    """A mean gradient that the program was asked for; the parts it hands over are averaged.
+class MeanOfParts(Handle[Vector]):
+    """A mean gradient whose parts are averaged in place as the program hands them over.
 
     Parameters
     ----------
     driver : Driver
     collectives : Collectives
-    objective : Objective
-        Its ``asked("mean", x, batch, handle, self)`` is called on the program's thread, which
-        answers `handle` with the whole once :attr:`settled`.
-    x, batch
-        As for ``Worker.mean_gradient``.
+    begin : callable
+        Given this object, has the program compute the gradient and call :meth:`hand_over` with its
+        parts; returns the handle of the whole.
     """
-
-    __slots__ = (
-        "_averaged",
-        "_averaging",
-        "_collectives",
-        "_driver",
-        "_gradient",
-        "_handed",
-        "_queue",
-    )
 
     def __init__(
         self,
         driver: Driver,
         collectives: Collectives,
-        objective: Objective,
-        x: Vector,
-        batch: Batch,
+        begin: Callable[[MeanOfParts], Handle[Vector]],
     ) -> None:
-        super().__init__("this rank's program to call step()")
+        super().__init__("a gradient")
         self._driver = driver
         self._collectives = collectives
         self._queue: queue.SimpleQueue[Vector] = queue.SimpleQueue()
         self._averaging: collections.deque[Handle[Vector]] = collections.deque()
         self._handed = self._averaged = 0  # each written by one thread only
-        asked = objective.asked  # type: ignore[attr-defined]
-        self._gradient: Handle[Vector] = driver.ask(
-            lambda handle: asked("mean", x, batch, handle, self), self.what
-        )
+        self._gradient = begin(self)
+
+    @property
+    def what(self) -> str:
+        """What it waits for at the time of asking: ranks that are late, or the gradient itself."""
+        return self._averaging[0].what if self._averaging else self._gradient.what
+
+    @what.setter
+    def what(self, text: str) -> None:
+        pass
 
     def hand_over(self, part: Vector) -> None:
         """Begin to average `part`, in place; for the program's thread."""
@@ -131,10 +115,11 @@ class AskedMean(Handle[Vector]):
         """Carry the averaging on; done once the program has answered."""
         if self._done:
             return True
-        answered = self._gradient.test()
+        answered = self._gradient.test()  # asked before the queue: no part comes after it
         try:
             self._average()
-            if answered and self.settled:
+            # a failed one at once: other ranks may never bring their part of what was handed over
+            if answered and (self.settled or self._gradient.failed):
                 self.resolve(self._gradient.result())
         except BaseException as error:  # raised again where it is awaited
             self.fail(error)

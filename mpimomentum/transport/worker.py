@@ -145,10 +145,7 @@ class MPIWorker(Session, BaseWorker):
 
     def mean_gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
         """Start a gradient on the program's thread, and average its parts as they come."""
-        if hasattr(self.objective, "asked"):
-            return self._engine.keep(self._mean_gradients.asked(self.objective, x, batch))
-        mean = self._mean_gradients.at(self.objective, x, batch)
-        return self._engine.keep(Task(mean, "the mean gradient"))
+        return self._engine.keep(self._mean_gradients.at(self.objective, x, batch))
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Start any other computation on the program's thread."""
