@@ -18,6 +18,7 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 import os
 
 from mpimomentum import topology
+from mpimomentum.codecs import mix, sign
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
@@ -44,9 +45,11 @@ __all__ = [
     "TorchObjective",
     "broadcast_parameters",
     "init",
+    "mix",
     "run",
     "save_model",
     "shard",
+    "sign",
     "simulate",
     "topology",
 ]

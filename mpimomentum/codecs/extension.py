@@ -1,13 +1,40 @@
-"""Whether the kernels in C++ (csrc/) have been built."""
+"""Which kernels compute: those of the C++/CUDA extension (csrc/), or plain torch without it."""
 
 from __future__ import annotations
 
-import importlib.util
+import logging
+from types import ModuleType
+from typing import Any
 
-MODULE = "mpimomentum.codecs._csrc"
+from mpimomentum.codecs import fallback
+
+log = logging.getLogger("mpimomentum")
+
+_csrc: ModuleType | None
+try:
+    from mpimomentum.codecs import _csrc
+except ImportError as error:
+    _csrc = None
+    log.warning(
+        "the C++ extension cannot be loaded (%s): packed signs and mixing are computed by torch, "
+        "with the same results but slower; `mpimomentum doctor` says what to do",
+        error,
+    )
+
+kernels: Any = fallback if _csrc is None else _csrc
+"""The module whose functions the faces call: both have the same functions."""
 
 
 def built() -> str | None:
-    """Return the file of the C++ extension; None if it is not built and torch computes instead."""
-    found = importlib.util.find_spec(MODULE)
-    return None if found is None else found.origin
+    """Return the file of the C++ extension; None if torch computes instead."""
+    return None if _csrc is None else str(_csrc.__file__)
+
+
+def instruction_set() -> str | None:
+    """Return what the CPU kernels in use were compiled for: "avx512", …; None without them."""
+    return None if _csrc is None else str(_csrc.instruction_set())
+
+
+def cuda() -> bool:
+    """Whether the extension has CUDA kernels (a driver need not be there)."""
+    return _csrc is not None and bool(_csrc.cuda())

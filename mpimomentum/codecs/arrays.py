@@ -1,0 +1,31 @@
+"""Arrays of numpy, torch and cupy, for the faces of the kernels."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+Array: TypeAlias = Any
+"""A numpy or cupy array or torch tensor; all arrays of one call lie on the same device.
+
+C-contiguous; its shape does not matter where one dimension is spoken of, only its size.
+"""
+
+
+def size(x: Array) -> int:
+    """Return how many elements `x` has."""
+    return int(x.numel() if isinstance(x, torch.Tensor) else x.size)
+
+
+def empty_like(x: Array, shape: int | tuple[int, ...], dtype: str | None = None) -> Array:
+    """Return a new array of the library and on the device of `x`; of its dtype by default."""
+    if isinstance(x, torch.Tensor):
+        kind = x.dtype if dtype is None else getattr(torch, dtype)
+        return torch.empty(shape, dtype=kind, device=x.device)
+    if isinstance(x, np.ndarray):
+        return np.empty(shape, dtype or x.dtype)
+    import cupy  # noqa: PLC0415  # optional; it is here, or x would not be
+
+    return cupy.empty(shape, dtype or x.dtype)
