@@ -18,8 +18,8 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 import os
 
 from mpimomentum import topology
-from mpimomentum.codecs import mix, sign
 from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
+from mpimomentum.codecs import mix, sign
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.export import save_model

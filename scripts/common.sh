@@ -22,7 +22,7 @@ set_up() {
     die "$python is not Python 3.11 or newer: set PYTHON=/path/to/python3.11"
   local stamp wanted
   stamp=$VENV/.mpimomentum
-  wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT/scripts/common.sh" | cksum)
+  wanted=$(cat "$ROOT"/{pyproject.toml,setup.py,scripts/common.sh} "$ROOT"/csrc/* | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     say "setting up $VENV (torch $TORCH, $MPI); a few minutes, once"
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"

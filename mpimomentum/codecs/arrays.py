@@ -26,6 +26,6 @@ def empty_like(x: Array, shape: int | tuple[int, ...], dtype: str | None = None)
         return torch.empty(shape, dtype=kind, device=x.device)
     if isinstance(x, np.ndarray):
         return np.empty(shape, dtype or x.dtype)
-    import cupy  # noqa: PLC0415  # optional; it is here, or x would not be
+    import cupy  # optional; it is here, or x would not be
 
     return cupy.empty(shape, dtype or x.dtype)

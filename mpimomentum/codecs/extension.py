@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ log = logging.getLogger("mpimomentum")
 
 _csrc: ModuleType | None
 try:
-    from mpimomentum.codecs import _csrc
+    _csrc = importlib.import_module("mpimomentum.codecs._csrc")
 except ImportError as error:
     _csrc = None
     log.warning(

@@ -58,13 +58,13 @@ def count(rows: Tensor, out: Tensor) -> None:
 
 
 def signum(m: Tensor, g: Tensor, beta: float, bits: Tensor) -> None:
-    """m = (beta m) + ((1 - beta) g); bits = m < 0."""
+    """Set m = (beta m) + ((1 - beta) g); bits = m < 0."""
     m.mul_(beta).add_(g * (1 - beta))
     pack(m, bits)
 
 
 def apply(x: Tensor, bits: Tensor, step: Factor, shrink: Factor | None) -> None:
-    """x = x - ((step s) + (shrink x)); without shrink x = x - (step s)."""
+    """Set x = x - ((step s) + (shrink x)); without shrink x = x - (step s)."""
     _descend(x, _signs(bits, x) * step, shrink)
 
 
@@ -78,7 +78,7 @@ def apply_segments(
 def ef(
     p: Tensor, g: Tensor, lr: Factor, scale: Tensor, ends: Tensor, bits: Tensor, l1: Tensor
 ) -> None:
-    """p = (lr g) + (p - scale s(p)); bits = p < 0; l1 = the sums of |p| by segment."""
+    """Set p = (lr g) + (p - scale s(p)); bits = p < 0; l1 = the sums of |p| by segment."""
     signs = 1 - 2 * negative(p).to(p.dtype)
     p.copy_(g * lr + (p - signs * _spread(scale, ends)))
     pack(p, bits)
@@ -90,7 +90,7 @@ def ef(
 
 
 def decode(rows: Tensor, scales: Tensor, ends: Tensor, first: int, out: Tensor) -> None:
-    """out = sum over rows j of scales[j, segment] s_j; ends counts from coordinate -first."""
+    """Set out = sum over rows j of scales[j, segment] s_j; out begins at coordinate `first`."""
     last = first + out.numel()
     for j, row in enumerate(rows):
         term = _signs(row, out) * _spread(scales[j], ends)[first:last]
@@ -101,7 +101,7 @@ def decode(rows: Tensor, scales: Tensor, ends: Tensor, first: int, out: Tensor) 
 
 
 def average(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """out = 0.5 (x + y), the same bits whichever comes first."""
+    """Set out = 0.5 (x + y), the same bits whichever comes first."""
     torch.add(x, y, out=out)
     out.mul_(0.5)
 
@@ -113,7 +113,7 @@ def exchange(x: Tensor, y: Tensor, delta: Tensor) -> None:
 
 
 def mix(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
-    """out = ((w_0 x_0) + (w_1 x_1)) + …; may be one of the rows."""
+    """Set out = ((w_0 x_0) + (w_1 x_1)) + …; may be one of the rows."""
     total = rows[0] * weights[0]
     for x, weight in zip(rows[1:], weights[1:], strict=True):
         total.add_(x * weight)
@@ -121,13 +121,13 @@ def mix(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
 
 
 def heavy_ball(x: Tensor, m: Tensor, g: Tensor, lr: Factor, mu: float) -> None:
-    """m = (mu m) + g; x = x - (lr m)."""
+    """Set m = (mu m) + g; x = x - (lr m)."""
     m.mul_(mu).add_(g)
     x.sub_(m * lr)
 
 
 def server_step(x: Tensor, v: Tensor, u: Tensor, mu: float) -> None:
-    """v = (mu v) - u; x = x + v."""
+    """Set v = (mu v) - u; x = x + v."""
     v.mul_(mu).sub_(u)
     x.add_(v)
 
