@@ -174,10 +174,8 @@ def _signs(bits: Tensor, like: Tensor) -> Tensor:
 
 
 def _count(rows: Tensor, n: int) -> Tensor:
-    total = torch.zeros(n, dtype=torch.int32, device=rows.device)
-    for row in rows:
-        total += _unpack(row, n)
-    return total
+    columns = [((rows >> i) & 1).sum(0, dtype=torch.int32) for i in range(8)]
+    return torch.stack(columns, dim=1).view(-1)[:n]
 
 
 def _descend(x: Tensor, update: Tensor, shrink: Factor | None) -> None:

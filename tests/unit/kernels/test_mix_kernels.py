@@ -1,0 +1,96 @@
+"""Averages, mixtures and momentum steps, to the bit, against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mpimomentum as mm
+
+from . import oracle
+from .conftest import floats
+from .oracle import assert_same
+from .test_sign_kernels import FLOATS, LARGE, sizes
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning"
+)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_average(implementation: str, rng: np.random.Generator, dtype: Any) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, y = floats(rng, n, dtype, offset), floats(rng, n, dtype, 3)
+        wanted = dtype(0.5) * (x + y)
+        assert_same(mm.mix.average(x, y), wanted)
+        assert_same(mm.mix.average(y, x), wanted)  # the partner's order
+        assert_same(mm.mix.average(x, x), dtype(0.5) * (x + x))
+        assert_same(mm.mix.average(x.copy(), y, out=(kept := y.copy())), wanted)
+        assert_same(mm.mix.average(x, kept := y.copy(), out=kept), wanted)
+        mm.mix.average(x, y, out=x)
+        assert_same(x, wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_exchange_conserves_the_sum_by_halves(
+    implementation: str, rng: np.random.Generator, dtype: Any
+) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, y, delta = (floats(rng, n, dtype, o) for o in (offset, 1, 5))
+        difference = x - y
+        wanted = x - dtype(0.5) * difference
+        mm.mix.exchange(x, y, delta)
+        assert_same(delta, difference)
+        assert_same(x, wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 8, 9, 17, 33])
+def test_mix(implementation: str, rng: np.random.Generator, dtype: Any, k: int) -> None:
+    for n, offset in sizes(implementation, rng)[::9]:
+        rows = [floats(rng, n, dtype, (offset + j) % 8) for j in range(k)]
+        weights = rng.standard_normal(k).tolist()
+        wanted = oracle.mix(rows, weights)
+        assert_same(mm.mix.mix(rows, weights), wanted)
+        into = int(rng.integers(k))
+        mm.mix.mix(rows, weights, out=rows[into])
+        assert_same(rows[into], wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("per_coordinate", [False, True])
+def test_heavy_ball(
+    implementation: str, rng: np.random.Generator, dtype: Any, per_coordinate: bool
+) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, m, g = (floats(rng, n, dtype, o) for o in (offset, 2, 5))
+        lr = floats(rng, n, dtype) if per_coordinate else 0.1
+        wanted_x, wanted_m = oracle.heavy_ball(x, m, g, lr, 0.9)
+        mm.mix.heavy_ball(x, m, g, lr, 0.9)
+        assert_same(m, wanted_m)
+        assert_same(x, wanted_x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_server_step(implementation: str, rng: np.random.Generator, dtype: Any) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, v, u = (floats(rng, n, dtype, o) for o in (offset, 2, 5))
+        wanted_x, wanted_v = oracle.server_step(x, v, u, 0.9)
+        mm.mix.server_step(x, v, u, 0.9)
+        assert_same(v, wanted_v)
+        assert_same(x, wanted_x)
+
+
+@pytest.mark.parametrize("n", LARGE)
+def test_long_vectors(implementation: str, rng: np.random.Generator, n: int) -> None:
+    rows = [torch.from_numpy(rng.standard_normal(n).astype(np.float32)) for _ in range(4)]
+    wanted = oracle.mix([r.numpy() for r in rows], [0.1, 0.2, 0.3, 0.4])
+    assert_same(mm.mix.mix(rows, [0.1, 0.2, 0.3, 0.4]).numpy(), wanted)
+    x, m, g, _ = (r.numpy() for r in rows)
+    wanted_x, wanted_m = oracle.heavy_ball(x, m, g, 0.1, 0.9)
+    mm.mix.heavy_ball(*rows[:3], 0.1, 0.9)
+    assert_same(m, wanted_m)
+    assert_same(x, wanted_x)
