@@ -18,7 +18,7 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 import os
 
 from mpimomentum import topology
-from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer
+from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer, Signum
 from mpimomentum.codecs import mix, sign
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
@@ -42,6 +42,7 @@ __all__ = [
     "LRSchedule",
     "Quadratic",
     "Run",
+    "Signum",
     "TorchObjective",
     "broadcast_parameters",
     "init",

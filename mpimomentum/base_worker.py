@@ -71,11 +71,11 @@ class BaseWorker:
         self.elapsed_s = 0.0  # of the run before it was resumed
         self._objective: Objective | None = None
 
-    def bind(self, objective: Objective, lr: float) -> None:
-        """Begin a run: step 0, fresh streams, this objective, this step size."""
+    def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
+        """Begin a run: step 0, fresh streams, this objective, these rates."""
         self._restart()
         self._objective = objective
-        self.lr = lr
+        self.lr, self.weight_decay = lr, weight_decay
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this worker, ready for JSON."""
@@ -120,6 +120,11 @@ class BaseWorker:
     def samples(self) -> int:
         """Size of this rank's data; 0 if the objective does not say."""
         return int(getattr(self.objective, "samples", 0))
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Numbers of coordinates of the model's layers; one of all if the objective says none."""
+        return tuple(getattr(self.objective, "layer_sizes", (self.objective.dim,)))
 
     @property
     def neighbors(self) -> tuple[int, ...]:

@@ -203,6 +203,7 @@ class Worker(Protocol):
     lr: float | Vector
     """Step size now; read it *after* awaiting the gradient, or it lags a schedule by a step."""
     weight_decay: float | Vector
+    """Of an algorithm that decays the weights itself; read it when you read :attr:`lr`."""
     rng: np.random.Generator
     """This rank's own stream (the data have another)."""
     shared_rng: np.random.Generator
@@ -211,6 +212,10 @@ class Worker(Protocol):
     @property
     def samples(self) -> int:
         """Size of this rank's data."""
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Numbers of coordinates of the model's layers, in order; one of all if none are known."""
 
     @property
     def neighbors(self) -> tuple[int, ...]:
@@ -282,6 +287,10 @@ class Algorithm(Protocol[S]):
     which runs beside ``step`` on the same State and interleaves with it only at ``await``;
     ``async finish(w, s)``, once, after every rank has made its last step and all is delivered.
     The State has a field ``x``, a Vector or a Window: this rank's model.
+
+    An algorithm that decays the weights itself says ``decoupled_weight_decay = True``, has a
+    hyper-parameter ``weight_decay`` and reads ``w.weight_decay``. For all others weight decay is
+    part of the gradient.
     """
 
     name: ClassVar[str]
@@ -304,7 +313,8 @@ class Algorithm(Protocol[S]):
 class Objective(Protocol):
     """What is minimised, as one worker sees it: its own data, its own f_i.
 
-    Optional further methods: ``full_gradient(x)``, over all of this worker's data; and
+    Optional: ``layer_sizes``, as :attr:`Worker.layer_sizes` says; and further methods:
+    ``full_gradient(x)``, over all of this worker's data, and
     ``gradient_in_parts(x, batch, emit) -> Vector``, which is ``gradient`` but calls ``emit(part)``
     for contiguous slices of its result, each as soon as it is final, together all of it. The slices
     and their order are the same on every rank and in every call. They are averaged over the ranks

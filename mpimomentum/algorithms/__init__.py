@@ -4,5 +4,6 @@ from mpimomentum.algorithms.ad_psgd import ADPSGD
 from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
 from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.d_psgd import DPSGD
+from mpimomentum.algorithms.signum import Signum
 
-__all__ = ["ADPSGD", "DPSGD", "AllReduceSGD", "AsyncServer"]
+__all__ = ["ADPSGD", "DPSGD", "AllReduceSGD", "AsyncServer", "Signum"]

@@ -9,9 +9,10 @@ from mpimomentum.algorithms.ad_psgd import ADPSGD
 from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
 from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.d_psgd import DPSGD
+from mpimomentum.algorithms.signum import Signum
 
 ALGORITHMS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (AllReduceSGD, AsyncServer, DPSGD, ADPSGD)
+    cls.name: cls for cls in (AllReduceSGD, AsyncServer, DPSGD, ADPSGD, Signum)
 }
 
 

@@ -136,7 +136,8 @@ def l1_norm(magnitude: Vector, begin: int, end: int) -> float:
     """Sum magnitude[begin:end] in the order of csrc/kernels.h: lanes, blocks, superblocks."""
     n = magnitude.numel()
     blocks = max(-(-n // BLOCK), 1)
-    padded = magnitude.new_zeros(-(-blocks // SUPERBLOCK) * SUPERBLOCK * BLOCK)
+    superblock = min(blocks, SUPERBLOCK)  # a short one is not filled up: adding 0 changes nothing
+    padded = magnitude.new_zeros(-(-blocks // superblock) * superblock * BLOCK)
     padded[begin:end] = magnitude[begin:end]
     rounds = padded.view(-1, BLOCK // LANES, LANES)
     lanes = rounds[:, 0].clone()
@@ -146,9 +147,9 @@ def l1_norm(magnitude: Vector, begin: int, end: int) -> float:
     while tree.shape[1] > 1:
         half = tree.shape[1] // 2
         tree = tree[:, :half] + tree[:, half:]
-    superblocks = tree.view(-1, SUPERBLOCK)
+    superblocks = tree.view(-1, superblock)
     sums = superblocks.new_zeros(len(superblocks))
-    for i in range(SUPERBLOCK):
+    for i in range(superblock):
         sums += superblocks[:, i]
     total = 0.0
     for value in sums.tolist():

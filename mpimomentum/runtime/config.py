@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.runtime.checkpoint_config import Saving
+from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace_config import Network, Pace
@@ -64,6 +65,14 @@ class Method:
         async-server: number of ranks that serve.
     dedicated : bool, optional
         async-server: the servers compute no gradients.
+    beta : float, optional
+        signum: momentum, a moving average; 0 is signSGD.
+    error_feedback : bool, optional
+        signum: send what signs leave out with the next step.
+    scale : str, optional
+        signum with error_feedback: global, or layer for a scale of its own for each parameter.
+    adversaries : str, optional
+        signum: ranks that send wrong signs on purpose, RANK:BEHAVIOUR,…: 2:invert,5:random.
     """
 
     algorithm: str = "ad-psgd"
@@ -73,6 +82,10 @@ class Method:
     reweight: bool | None = None
     servers: int | None = None
     dedicated: bool | None = None
+    beta: float | None = None
+    error_feedback: bool | None = None
+    scale: str | None = None
+    adversaries: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -210,6 +223,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
             raise BadInput(f"seed={self.seed} must not be negative, and below 2^63")
+
+    def build(self) -> Algorithm[Any]:
+        """Make the algorithm, with the weight decay if it decays the weights itself."""
+        algorithm: Any = self.method.build()
+        if decoupled(algorithm):
+            algorithm = dataclasses.replace(algorithm, weight_decay=self.schedule.weight_decay)
+        return algorithm  # type: ignore[no-any-return]
 
     def resolved(self) -> Self:
         """Return the same run with nothing left to a default or to the folder it is started in."""

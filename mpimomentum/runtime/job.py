@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
 from mpimomentum.runtime import records, telemetry, tensorboard
 from mpimomentum.runtime.config import TrainConfig
+from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.export import MODEL, save_model
 from mpimomentum.runtime.loop import Stop, check, roles
@@ -84,7 +85,7 @@ class Job:
             d.train_x,
             d.train_y,
             task.batch_size,
-            weight_decay=self.config.schedule.weight_decay,
+            weight_decay=0.0 if decoupled(self.algorithm) else self.config.schedule.weight_decay,
             prepare=d.inputs,
             augment=None if task.augment is False else d.augment,
             part=part,
@@ -114,7 +115,7 @@ class Job:
             batch_size=self.config.task.batch_size,
             train_samples=len(self.dataset.train_y),
             algorithm=self.algorithm.name,
-            parameters=self.config.method.parameters(),
+            parameters={k: v for k, v in asdict(self.algorithm).items() if v is not None},  # type: ignore[call-overload]
             model=self.config.task.model,
             data=self.config.task.data,
             seed=self.config.seed,
@@ -135,7 +136,7 @@ class Job:
 def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     """Return graph and algorithm, which can be refused before any data are read."""
     topology = topologies.build(config.topology, size)
-    algorithm = config.method.build()
+    algorithm = config.build()
     check(algorithm, topology)
     config.pace.check(size)
     if config.output.tensorboard:

@@ -23,7 +23,7 @@ class RunWorker(Worker, Protocol):
 
     topology: Topology
 
-    def bind(self, objective: Objective, lr: float) -> None:
+    def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
         """Begin a run."""
 
     def now_s(self) -> float:

@@ -100,6 +100,11 @@ class TorchObjective(Objective):
         self._last_loss = torch.tensor(float("nan"))
         self._buckets: Buckets | None = None  # made when first asked for
 
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Sizes of the trainable parameters, in the order of `flat`."""
+        return self.parameters.layer_sizes
+
     def initial(self) -> Vector:
         """Return a copy of the parameters that the model came with, shape (dim,)."""
         return self._initial.clone()

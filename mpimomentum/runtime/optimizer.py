@@ -20,6 +20,7 @@ from mpimomentum.runtime.admission import (
 )
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.broadcast import broadcast_parameters
+from mpimomentum.runtime import decay
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.objectives.flat import FlatModel
@@ -60,9 +61,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     param_groups : iterable, optional
         As for ``torch.optim``: parameters, or dicts with "params" and their own "lr" and
         "weight_decay". By default all parameters of the model, in one group.
-    weight_decay : float
-        λ, added to the gradient as λx (L2), as in ``torch.optim.SGD``; algorithms that decay the
-        weights themselves use it their own way.
+    weight_decay : float, optional
+        λ, added to the gradient as λx (L2), as in ``torch.optim.SGD``; 0 by default. Algorithms
+        that decay the weights themselves (Signum) use it their own way, and their ``weight_decay``
+        is the default.
 
     Raises
     ------
@@ -90,20 +92,21 @@ class DistributedOptimizer(torch.optim.Optimizer):
         worker: MPIWorker,
         *,
         param_groups: Iterable[Any] | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
     ) -> None:
         self._loop: OwnLoop | None = None
         self._model = model
         self._algorithm = algorithm
         self._worker = worker
         self._lent = False
-        self._decoupled = getattr(algorithm, "decoupled_weight_decay", False)
+        self._decoupled = decay.decoupled(algorithm)
 
         def prepare() -> FlatModel:
-            admissible(model, algorithm, worker, weight_decay)
+            default = decay.chosen(algorithm, weight_decay)
+            admissible(model, algorithm, worker, default)
             groups = model.parameters() if param_groups is None else param_groups
             super(DistributedOptimizer, self).__init__(
-                groups, {"lr": algorithm.lr, "weight_decay": weight_decay}
+                groups, {"lr": algorithm.lr, "weight_decay": default}
             )
             check_groups(self.param_groups)
             return self._laid_out()

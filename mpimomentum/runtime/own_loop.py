@@ -64,6 +64,11 @@ class Asking(Objective):
         """Number of parameters."""
         return self.parameters.dim
 
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Sizes of the parameters, in the order in which they are laid out."""
+        return self.parameters.layer_sizes
+
     def initial(self) -> Vector:
         """Return a copy of the parameters, on the CPU."""
         return self.parameters.flat.cpu().clone()

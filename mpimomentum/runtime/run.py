@@ -13,6 +13,7 @@ import torch
 from mpimomentum import topology as topologies
 from mpimomentum.base_worker import Record
 from mpimomentum.measures import Seconds, Tally
+from mpimomentum.runtime import decay
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
@@ -147,9 +148,9 @@ def simulate(
     objectives: list[Any] = [None] * size
 
     async def rank(w: Any) -> None:
-        objectives[w.rank] = f = _part(objective, workers, w.rank)
+        objectives[w.rank] = f = _part(algorithm, objective, workers, w.rank)
         w.take_record = take_record
-        w.bind(f, algorithm.lr)
+        w.bind(f, algorithm.lr, decay.own_decay(algorithm))
         states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
     simulation.run(rank)
@@ -223,7 +224,7 @@ def run(
     stop = Stop(steps, duration_s)
     check(algorithm, w.topology)
     workers, _ = roles(algorithm, w.size)
-    f = _part(objective, workers, w.rank)
+    f = _part(algorithm, objective, workers, w.rank)
     x0 = f.initial()
     if checkpoints is not None:
         checkpoints.open(w, algorithm, f.dim, stop)
@@ -237,7 +238,7 @@ def run(
         return result
 
     w.take_record = take_record
-    w.bind(f, algorithm.lr)
+    w.bind(f, algorithm.lr, decay.own_decay(algorithm))
     try:
         return w.run(everything(), f"a run of {algorithm.name}")
     finally:
@@ -280,9 +281,11 @@ async def _gathered(w: MPIWorker, said: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(part.numpy().tobytes()) for part in everyones]
 
 
-def _part(objective: MakeObjective, workers: Sequence[int], rank: int) -> Objective:
+def _part(
+    algorithm: Algorithm[Any], objective: MakeObjective, workers: Sequence[int], rank: int
+) -> Objective:
     index = list(workers).index(rank) if rank in workers else 0  # a dedicated server needs x0 only
-    return objective(index, len(workers))
+    return decay.once(algorithm, objective(index, len(workers)))
 
 
 def _by_time(records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:

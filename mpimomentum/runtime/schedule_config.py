@@ -42,7 +42,8 @@ class Schedule:
     reference_batch : int
         Samples per step for which lr was found, for lr_scaling.
     weight_decay : float
-        L2 regularisation: weight_decay times the model is added to every gradient.
+        L2 regularisation: weight_decay times the model is added to every gradient; signum shrinks
+        the model by lr times as much after the vote instead.
     """
 
     lr_schedule: Kind = "constant"

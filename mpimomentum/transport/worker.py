@@ -275,7 +275,7 @@ class MPIWorker(Session, BaseWorker):
             item.close()
         self._windows, self._mailboxes, self._counters, self._words = [], [], [], []
 
-    def bind(self, objective: Objective, lr: float) -> None:
+    def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
         """Begin a run.
 
         Raises
@@ -285,7 +285,7 @@ class MPIWorker(Session, BaseWorker):
         """
         if self.closing:
             raise ValueError("this worker has an open optimizer: close() that one first")
-        super().bind(objective, lr)
+        super().bind(objective, lr, weight_decay)
         self._before = Moved(nbytes=-self.collectives.bytes_sent)
         self._spent_before = Seconds()
 

@@ -27,6 +27,10 @@ TABLE = {
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
+    "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
+    "signsgd": mm.Signum(lr=0.3, beta=0.0),
+    "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
+    "ef-signum by layer": mm.Signum(lr=0.05, beta=0.5, error_feedback=True, scale="layer"),
 }
 NEEDS_TWO = {"async-server 2 shards", "async-server dedicated"}
 DIM = 6
@@ -44,12 +48,18 @@ def algorithm(request: pytest.FixtureRequest) -> Any:
 
 def alike(rank: int, size: int) -> mm.Quadratic:
     """The same minimum on every rank, at which all gradients vanish."""
-    return mm.Quadratic(b=B, h=torch.linspace(0.5, 2, DIM, dtype=torch.float64))
+    return Layered(b=B, h=torch.linspace(0.5, 2, DIM, dtype=torch.float64))
 
 
 def scattered(rank: int, size: int) -> mm.Quadratic:
     """A minimum of its own on each rank; noisy gradients."""
-    return mm.Quadratic(b=B + 0.3 * np.cos(rank), noise=0.1, x0=torch.full_like(B, 5.0))
+    return Layered(b=B + 0.3 * np.cos(rank), noise=0.1, x0=torch.full_like(B, 5.0))
+
+
+class Layered(mm.Quadratic):
+    """With layers, for what has a scale for each."""
+
+    layer_sizes = (1, 4, 1)
 
 
 class OnSimulator:
@@ -89,8 +99,15 @@ def driver(request: pytest.FixtureRequest) -> str:
     return "thread"
 
 
+def takes_steps_of_lr(algorithm: Any) -> bool:
+    return isinstance(algorithm, mm.Signum) and not algorithm.error_feedback
+
+
 def test_descends(runner: Any, algorithm: Any) -> None:
-    run = runner.run(algorithm, alike, steps=400)
+    options = {}
+    if takes_steps_of_lr(algorithm):  # and so never stays nearer than that
+        options["schedule"] = mm.LRSchedule("step", milestones=(50, 100, 150), decay=0.1)
+    run = runner.run(algorithm, alike, steps=400, **options)
     assert (run.mean - B).abs().max() < 1e-3
     assert (run.updates == 400).sum() >= runner.size - 1
 
@@ -110,6 +127,32 @@ def test_records_say_how_stale_every_update_was(runner: Any, algorithm: Any) -> 
         assert (run.tau == 0).all() == algorithm.synchronous
 
 
+def signs(v: torch.Tensor) -> torch.Tensor:
+    return 1 - 2 * (v < 0).to(v.dtype)
+
+
+def sign_descent(algorithm: Any, steps: int) -> torch.Tensor:
+    objective = alike(0, 1)
+    x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
+    for _ in range(steps):
+        m = algorithm.beta * m + (1 - algorithm.beta) * objective.full_gradient(x)
+        x = x - algorithm.lr * signs(m)
+    return x
+
+
+def error_feedback(algorithm: Any, steps: int) -> torch.Tensor:
+    """One rank compresses twice, but what is a sign times a number already stays what it is."""
+    objective = alike(0, 1)
+    sizes = Layered.layer_sizes if algorithm.scale == "layer" else (DIM,)
+    x, m, e = objective.initial(), *torch.zeros(2, DIM, dtype=torch.float64)
+    for _ in range(steps):
+        m = algorithm.beta * m + (1 - algorithm.beta) * objective.full_gradient(x)
+        p = algorithm.lr * m + e
+        delta = torch.cat([v.abs().mean() * signs(v) for v in p.split(sizes)])
+        x, e = x - delta, p - delta
+    return x
+
+
 def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
     objective = alike(0, 1)
     x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
@@ -120,17 +163,21 @@ def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("where", ["simulator", "mpi self"])
-def test_one_worker_is_plain_momentum_sgd(where: str, algorithm: Any, request: Any) -> None:
+def test_one_worker_is_the_plain_algorithm(where: str, algorithm: Any, request: Any) -> None:
     if algorithm in [TABLE[name] for name in NEEDS_TWO]:
         with pytest.raises(ValueError, match="start more ranks"):
             mm.simulate(algorithm, alike, 1, steps=1)
         return
+    plain = heavy_ball
+    if isinstance(algorithm, mm.Signum):
+        algorithm = dataclasses.replace(algorithm, adversaries="")
+        plain = error_feedback if algorithm.error_feedback else sign_descent
     if where == "simulator":
         run = mm.simulate(algorithm, alike, 1, steps=30)
     else:
         with request.getfixturevalue("make_worker")() as worker:
             run = mm.run(algorithm, alike, steps=30, worker=worker)
-    torch.testing.assert_close(run.mean, heavy_ball(algorithm, 30), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(run.mean, plain(algorithm, 30), rtol=1e-12, atol=1e-12)
 
 
 def test_the_same_seed_gives_the_same_run(algorithm: Any) -> None:
@@ -180,13 +227,13 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
     class Saving(type(algorithm)):
         async def finish(self, w: Any, s: Any) -> None:
             saved[w.rank] = await snapshot(s)
-            rngs[w.rank] = w.data_rng.bit_generator.state
+            rngs[w.rank] = w.data_rng.bit_generator.state, w.rng.bit_generator.state
 
     class Resuming(type(algorithm)):
         async def step(self, w: Any, s: Any) -> None:
             if w.step == 0:
                 await restore(s, saved[w.rank])
-                w.data_rng.bit_generator.state = rngs[w.rank]
+                w.data_rng.bit_generator.state, w.rng.bit_generator.state = rngs[w.rank]
             await super().step(w, s)
 
     arguments = dataclasses.asdict(algorithm)
@@ -204,6 +251,15 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.AllReduceSGD(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
         (lambda: mm.DPSGD(lr=0.1, variant="act"), "choose one of 'cta', 'atc'"),
         (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
+        (lambda: mm.Signum(lr=0.1, beta=1.0), r"beta=1.0 must lie in \[0, 1\)"),
+        (lambda: mm.Signum(lr=0.1, weight_decay=-1), "weight_decay=-1"),
+        (lambda: mm.Signum(lr=0.1, scale="tensor"), "choose one of 'global', 'layer'"),
+        (lambda: mm.Signum(lr=0.1, scale="layer"), "set error_feedback too"),
+        (lambda: mm.Signum(lr=0.1, adversaries="1:lie"), "invert and random"),
+        (lambda: mm.Signum(lr=0.1, adversaries="-1:invert"), "'-1:invert' is not RANK:BEHAVIOUR"),
+        (lambda: mm.Signum(lr=0.1, adversaries="1:invert, 1:random"), "names rank 1 twice"),
+        (lambda: mm.Signum(0.1, error_feedback=True, adversaries="0:invert"), "one rank can turn"),
+        (lambda: mm.simulate(mm.Signum(0.1, adversaries="3:invert"), alike, 3, 1), "no rank 3"),
         (lambda: mm.simulate(mm.DPSGD(lr=0.1), alike, 4, topology="star", steps=1), None),
         (lambda: mm.simulate(mm.ADPSGD(lr=0.1, variant="paired"), alike, 3, steps=1), "bipartite"),
         (lambda: mm.simulate(mm.ADPSGD, alike, 3, steps=1), "an algorithm object is needed"),

@@ -156,6 +156,8 @@ def test_another_seed_makes_other_bits(make_worker):
         mm.ADPSGD(lr=0.1, reweight=True),
         mm.ADPSGD(lr=0.1, mu=0.9, variant="paired"),
         mm.AsyncServer(lr=0.1, mu=0.9),
+        mm.Signum(lr=0.1),
+        mm.Signum(lr=0.1, error_feedback=True),
     ],
     ids=repr,
 )

@@ -28,6 +28,8 @@ TEXTS = {
     "topology": (*topology.names(), "/a/w.csv", '/a "quoted" \\ é.npy'),
     "model": tuple(models.names()),
     "data": tuple(data.names()),
+    "scale": ("global", "layer"),
+    "adversaries": ("2:invert", "0:random,3:invert"),
     "slow": ("0:10", "0:0.5,3:2"),
     "network": ("shared", "fat-tree:4"),
     "milestones": ("5", "1.5,20"),
@@ -35,7 +37,7 @@ TEXTS = {
 }
 """Possible values of the fields that are text; a new one needs a row."""
 
-NEEDS = {"milestones": {"lr_schedule": "step"}}
+NEEDS = {"milestones": {"lr_schedule": "step"}, "scale": {"error_feedback": True}}
 """What else must be given with a field, or hardly a draw would be valid."""
 
 REFUSED = {"train": set[str](), "simulate": {"checkpoint_every", "keep"}}

@@ -39,6 +39,8 @@ ALGORITHMS = [
     mm.ADPSGD(lr=0.05, variant="paired"),
     mm.AsyncServer(lr=0.02, mu=0.5),
     mm.AsyncServer(lr=0.02, servers=2, dedicated=True),
+    mm.Signum(lr=0.05, beta=0.5, adversaries="2:random"),
+    mm.Signum(lr=0.05, error_feedback=True),
 ]
 
 

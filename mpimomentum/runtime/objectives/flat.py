@@ -120,6 +120,11 @@ class FlatModel:
         part.version = p._version
         return part
 
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Sizes of the parameters, in order of their places; their sum is `dim`."""
+        return tuple(part.stop - part.start for part in self.parts)
+
     def load(self, x: Vector) -> None:
         """Set the parameters to a copy of `x`, shape (dim,), on any device.
 
