@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mpimomentum.runtime import decay
 from mpimomentum.runtime.admission import (
     admissible,
     check_groups,
@@ -20,7 +21,6 @@ from mpimomentum.runtime.admission import (
 )
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.broadcast import broadcast_parameters
-from mpimomentum.runtime import decay
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.objectives.flat import FlatModel

@@ -183,7 +183,7 @@ def test_one_worker_is_the_plain_algorithm(where: str, algorithm: Any, request: 
 def test_the_same_seed_gives_the_same_run(algorithm: Any) -> None:
     clock = mm.Clock(jitter=0.3, latency_s=0.05, slow={1: 3})
     runs = [
-        mm.simulate(algorithm, scattered, 4, duration_s=40, clock=clock, seed=s) for s in (1, 1, 2)
+        mm.simulate(algorithm, scattered, 4, duration_s=90, clock=clock, seed=s) for s in (1, 1, 2)
     ]
     assert torch.equal(runs[0].x, runs[1].x)
     assert runs[0].records == runs[1].records
