@@ -20,13 +20,15 @@ NANOBIND = Path(nanobind.source_dir())
 # Bit-exactness: no product is fused with a sum, whatever the instruction set could do.
 EXACT = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra"]
-# sign.cpp and mix.cpp are compiled once for each; csrc/dispatch.h has the same names.
+# csrc/dispatch.h has the same names.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {
         "avx2": ["-mavx2", "-mf16c", "-mbmi2"],
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mbmi2"],
     }
+# Compiled once for each of them.
+CPU_KERNELS = ("sign.cpp", "error_feedback.cpp", "vote.cpp", "mix.cpp")
 NVCC_FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "--threads=2", "--cudart=static"),
     *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"),
@@ -73,11 +75,8 @@ class Build(build_ext):
         self.checks = self.checks if sanitize else []
         nvcc = find_nvcc()
         jobs = [
-            (self.compile, "sign.cpp", isa, [*flags, f"-DMM_ISA={isa}"])
-            for isa, flags in INSTRUCTION_SETS.items()
-        ]
-        jobs += [
-            (self.compile, "mix.cpp", isa, [*flags, f"-DMM_ISA={isa}"])
+            (self.compile, name, isa, [*flags, f"-DMM_ISA={isa}"])
+            for name in CPU_KERNELS
             for isa, flags in INSTRUCTION_SETS.items()
         ]
         cuda = ["-DMM_CUDA"] if nvcc else []

@@ -23,13 +23,15 @@ bool can_run(const std::string& isa) {
 const std::vector<Implementation>& runnable() {
   static const std::vector<Implementation> all = [] {
     std::vector<Implementation> found;
-#define MM_ADD(isa)           \
-  if (can_run(#isa)) {        \
-    Implementation kernels{}; \
-    kernels.name = #isa;      \
-    isa::fill_sign(kernels);  \
-    isa::fill_mix(kernels);   \
-    found.push_back(kernels); \
+#define MM_ADD(isa)                    \
+  if (can_run(#isa)) {                 \
+    Implementation kernels{};          \
+    kernels.name = #isa;               \
+    isa::fill_sign(kernels);           \
+    isa::fill_error_feedback(kernels); \
+    isa::fill_vote(kernels);           \
+    isa::fill_mix(kernels);            \
+    found.push_back(kernels);          \
   }
     MM_INSTRUCTION_SETS(MM_ADD)
 #undef MM_ADD

@@ -14,12 +14,14 @@
 
 namespace mm {
 
-// Defined by sign.cpp and mix.cpp, which are compiled once for each instruction set; each fills its
-// part of the table.
-#define MM_DECLARE(isa)            \
-  namespace isa {                  \
-  void fill_sign(Implementation&); \
-  void fill_mix(Implementation&);  \
+// Defined by sign.cpp, error_feedback.cpp, vote.cpp and mix.cpp, which are compiled once for each
+// instruction set; each fills its part of the table.
+#define MM_DECLARE(isa)                      \
+  namespace isa {                            \
+  void fill_sign(Implementation&);           \
+  void fill_error_feedback(Implementation&); \
+  void fill_vote(Implementation&);           \
+  void fill_mix(Implementation&);            \
   }
 MM_INSTRUCTION_SETS(MM_DECLARE)
 #undef MM_DECLARE

@@ -1,5 +1,6 @@
 // What every implementation of the kernels provides: the tables for the CPU's instruction sets
-// (sign.cpp and mix.cpp, compiled once for each) and the one for CUDA (sign.cu, mix.cu).
+// (sign.cpp, error_feedback.cpp, vote.cpp, mix.cpp, compiled once for each) and the one for CUDA
+// (sign.cu, mix.cu).
 //
 // The same operation gives the same bits everywhere: every rounding is written out here, nothing is
 // contracted to fused multiply-adds, sums are in a fixed order. The oracle is codecs/reference.py.
