@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import importlib
 import logging
-from types import ModuleType
 from typing import Any
 
 from mpimomentum.codecs import fallback
 
 log = logging.getLogger("mpimomentum")
 
-_csrc: ModuleType | None
+_csrc: Any
+problem: str | None = None
+"""Why the extension is not in use; None if it is."""
 try:
     _csrc = importlib.import_module("mpimomentum.codecs._csrc")
 except ImportError as error:
     _csrc = None
+    problem = str(error)
     log.warning(
-        "the C++ extension cannot be loaded (%s): packed signs and mixing are computed by torch, "
-        "with the same results but slower; `mpimomentum doctor` says what to do",
+        "the C++ extension cannot be loaded (%s): torch computes packed signs and mixing, with the "
+        "same results but slower; `mpimomentum doctor` says what to do",
         error,
     )
 

@@ -127,10 +127,14 @@ def _tensor(
             raise ValueError(f"{name} is read-only, and is to be written: give a copy")
         if not x.flags.c_contiguous:
             raise ValueError(f"{name} is not contiguous (strides {x.strides}): give a copy")
+        if not x.dtype.isnative:
+            raise TypeError(f"{name} must be in this machine's byte order, got {x.dtype.str}")
         # a view with the flag set, since torch warns of arrays it could write to but may not
         tensor = torch.from_numpy(x if x.flags.writeable else _writable_view(x))
     elif isinstance(x, torch.Tensor):
         tensor = x
+        if x.is_meta:
+            raise ValueError(f"{name} is on the meta device, and has no values")
         if x.requires_grad:
             raise ValueError(f"{name} requires grad, and nothing here does: give {name}.detach()")
         if not x.is_contiguous():
@@ -157,20 +161,24 @@ def _bits(name: str, bits: Array, n: int, *, written: bool = False) -> Tensor:
     return _tensor(name, bits, (torch.uint8,), -(-n // 8), written=written)
 
 
-def _rows(rows: Array, n: int | None = None) -> Tensor:
+def _rows(given: Array, n: int | None = None) -> Tensor:
+    rows = torch.from_numpy(given) if isinstance(given, np.ndarray) else torch.as_tensor(given)
     if len(rows.shape) != 2 or not 1 <= rows.shape[0] <= 65535:
         raise ValueError(f"rows must be (k, m) with 1 <= k <= 65535, got {tuple(rows.shape)}")
     if n is not None and rows.shape[1] != -(-n // 8):
         raise ValueError(f"rows must have {-(-n // 8)} bytes for {n} bits, got {rows.shape[1]}")
-    if isinstance(rows, torch.Tensor) and rows.dtype == torch.uint8:
-        return rows
-    return _tensor("rows", np.ascontiguousarray(rows), (torch.uint8,)).view(rows.shape)
+    if rows.dtype != torch.uint8:
+        raise TypeError(f"rows must be uint8, got {rows.dtype}")
+    if rows.shape[1] > 1 and rows.stride(1) != 1:
+        raise ValueError(f"rows must have contiguous rows, got strides {rows.stride()}")
+    return rows
 
 
 def _ends(ends: Array, n: int | None) -> Tensor:
     where = _tensor("ends", ends, (torch.int64,))
     last = int(where[-1]) if where.numel() else 0
-    if not where.numel() or (n is not None and last != n) or bool((where.diff() < 0).any()):
+    ascends = bool((where.diff(prepend=where.new_zeros(1)) >= 0).all())
+    if not where.numel() or (n is not None and last != n) or not ascends:
         raise ValueError(
             f"ends must ascend to {n}, the number of coordinates, got {where.tolist()}"
         )

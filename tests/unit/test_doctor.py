@@ -242,11 +242,16 @@ def test_versions_name_what_runs_use():
 
 def test_the_extension_is_reported_as_it_is(monkeypatch):
     monkeypatch.setattr(software.extension, "built", lambda: None)
-    assert "not built: torch/numpy reference used" in software.kernels(place()).found
+    monkeypatch.setattr(software.extension, "problem", "no such file")
+    without = software.kernels(place())
+    assert without.status is WARN and "no such file): torch computes instead" in without.found
     monkeypatch.setattr(software.extension, "built", lambda: "/x/_csrc.so")
-    assert software.kernels(place()) == Finding(
-        "C++ extension", OK, "/x/_csrc.so", "native kernels are used"
-    )
+    monkeypatch.setattr(software.extension, "instruction_set", lambda: "avx2")
+    for cuda, said in ((True, "CUDA kernels for sm_80"), (False, "no CUDA kernels")):
+        monkeypatch.setattr(software.extension, "cuda", lambda cuda=cuda: cuda)
+        finding = software.kernels(place())
+        assert finding.status is OK and f"kernels for avx2, {said}" in finding.found
+        assert finding.found.endswith("in /x/_csrc.so")
 
 
 def test_missing_optional_packages_are_named_with_their_use(monkeypatch):

@@ -34,16 +34,25 @@ def versions(place: Place) -> Finding:
 
 
 def kernels(place: Place) -> Finding:
-    """Look for the C++ extension."""
+    """Look for the C++ extension, and say which of its kernels compute."""
     path = extension.built()
     if path is None:
         return Finding(
             "C++ extension",
-            Status.NOTE,
-            "not built: torch/numpy reference used",
-            "the results are the same; packed signs and mixing are slower",
+            Status.WARN,
+            f"cannot be loaded ({extension.problem}): torch computes instead",
+            "the results are the same; packed signs, mixing and momentum steps are slower",
+            "install again where a C++ compiler is: pip install --force-reinstall --no-deps -v .",
         )
-    return Finding("C++ extension", Status.OK, path, "native kernels are used")
+    cuda = "CUDA kernels for sm_80, sm_90 and later" if extension.cuda() else "no CUDA kernels"
+    return Finding(
+        "C++ extension",
+        Status.OK,
+        f"kernels for {extension.instruction_set()}, {cuda}, in {path}",
+        "CUDA tensors need an installation where nvcc is, with MPIMOMENTUM_CUDA=1"
+        if not extension.cuda()
+        else "packed signs, mixing and momentum steps run at the memory's speed",
+    )
 
 
 def optional(place: Place) -> Finding:

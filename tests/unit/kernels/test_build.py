@@ -1,0 +1,54 @@
+"""The build: that it is there, and that module, stub and fallback have the same functions."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpimomentum.codecs import extension, fallback
+
+STUB = Path(fallback.__file__).with_name("_csrc.pyi")
+ABOUT = {"cuda", "instruction_set", "instruction_sets", "use_instruction_set"}
+
+
+def stub() -> dict[str, list[str]]:
+    """Return the stub's functions with the names of their arguments."""
+    functions = [f for f in ast.parse(STUB.read_text()).body if isinstance(f, ast.FunctionDef)]
+    return {f.name: [a.arg for a in f.args.args] for f in functions}
+
+
+def test_the_extension_is_built() -> None:
+    assert extension.built(), f"a broken build falls back silently: {extension.problem}"
+
+
+def test_stub_and_fallback_have_the_extensions_functions() -> None:
+    native = {n: f for n, f in vars(extension.kernels).items() if not n.startswith("_")}
+    assert set(native) == set(stub())
+    for name, arguments in stub().items():
+        assert (
+            native[name].__nb_signature__[0][0].startswith(f"def {name}({', '.join(arguments)[:1]}")
+        )
+        if name not in ABOUT:
+            assert list(inspect.signature(getattr(fallback, name)).parameters) == arguments
+
+
+@pytest.mark.parametrize("isa", extension.kernels.instruction_sets() if extension.built() else [])
+def test_the_environment_chooses_the_instruction_set(isa: str) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "import _csrc; print(_csrc.instruction_set())"],
+        env={
+            **os.environ,
+            "MPIMOMENTUM_ISA": isa,
+            "PYTHONPATH": str(Path(extension.built()).parent),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == isa
