@@ -4,7 +4,7 @@
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/common.sh"
-set_up
+[ "${1:-}" = --no-set-up ] && shift || set_up
 cd "$ROOT"
 
 # to the library's build environment belongs nanobind, as pyproject.toml says

@@ -129,8 +129,8 @@ def _tensor(
             raise ValueError(f"{name} is not contiguous (strides {x.strides}): give a copy")
         if not x.dtype.isnative:
             raise TypeError(f"{name} must be in this machine's byte order, got {x.dtype.str}")
-        # a view with the flag set, since torch warns of arrays it could write to but may not
-        tensor = torch.from_numpy(x if x.flags.writeable else _writable_view(x))
+        # a copy, since torch warns of memory that it could write to but may not
+        tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     elif isinstance(x, torch.Tensor):
         tensor = x
         if x.is_meta:
@@ -162,7 +162,9 @@ def _bits(name: str, bits: Array, n: int, *, written: bool = False) -> Tensor:
 
 
 def _rows(given: Array, n: int | None = None) -> Tensor:
-    rows = torch.from_numpy(given) if isinstance(given, np.ndarray) else torch.as_tensor(given)
+    rows = (
+        torch.from_numpy(given.copy()) if isinstance(given, np.ndarray) else torch.as_tensor(given)
+    )
     if len(rows.shape) != 2 or not 1 <= rows.shape[0] <= 65535:
         raise ValueError(f"rows must be (k, m) with 1 <= k <= 65535, got {tuple(rows.shape)}")
     if n is not None and rows.shape[1] != -(-n // 8):
@@ -189,7 +191,3 @@ def _factor(name: str, factor: Any, like: Tensor) -> Any:
     if factor is None or isinstance(factor, float | int):
         return factor
     return _like(name, factor, like)
-
-
-def _writable_view(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.lib.stride_tricks.as_strided(x, x.shape, x.strides, writeable=True)

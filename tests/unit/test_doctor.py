@@ -247,8 +247,8 @@ def test_the_extension_is_reported_as_it_is(monkeypatch):
     assert without.status is WARN and "no such file): torch computes instead" in without.found
     monkeypatch.setattr(software.extension, "built", lambda: "/x/_csrc.so")
     monkeypatch.setattr(software.extension, "instruction_set", lambda: "avx2")
-    for cuda, said in ((True, "CUDA kernels for sm_80"), (False, "no CUDA kernels")):
-        monkeypatch.setattr(software.extension, "cuda", lambda cuda=cuda: cuda)
+    for has_cuda, said in ((True, "CUDA kernels for sm_80"), (False, "no CUDA kernels")):
+        monkeypatch.setattr(software.extension, "cuda", lambda here=has_cuda: here)
         finding = software.kernels(place())
         assert finding.status is OK and f"kernels for avx2, {said}" in finding.found
         assert finding.found.endswith("in /x/_csrc.so")
