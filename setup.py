@@ -7,6 +7,7 @@ MPIMOMENTUM_SANITIZE=address,undefined builds for those sanitizers (scripts/sani
 import os
 import platform
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,10 +132,16 @@ class Build(build_ext):
 
 
 def _cuda_libraries(nvcc: Path) -> list[str]:
-    home = nvcc.parent.parent
-    return [
-        str(p) for p in (home / "lib64", home / "targets" / "x86_64-linux" / "lib") if p.is_dir()
-    ]
+    """Return where cudart_static may be; nvcc says where it is installed (it may be a wrapper)."""
+    dry_run = subprocess.run(
+        [nvcc, "-dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
+    )
+    home = next(
+        Path(line.removeprefix("#$ TOP="))
+        for line in dry_run.stderr.splitlines()
+        if line.startswith("#$ TOP=")
+    )
+    return [str(p) for p in (home / "lib64", home / "lib", *home.glob("targets/*/lib"))]
 
 
 setup(
