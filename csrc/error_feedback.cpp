@@ -7,6 +7,13 @@
 namespace mm::MM_ISA {
 namespace {
 
+// tree[0] = the sum of 2 kHalf numbers, added as a tree.
+template <int kHalf>
+MM_INLINE void fold(double* tree) {
+  for (int l = 0; l < kHalf; ++l) tree[l] += tree[kHalf + l];
+  if constexpr (kHalf > 1) fold<kHalf / 2>(tree);
+}
+
 // Adds the sums of blocks up to the L1 norms of the segments, in the order of kernels.h.
 template <typename T>
 class Norms {
@@ -25,9 +32,7 @@ class Norms {
   MM_INLINE void add_block(const T* lanes) {
     double tree[kLanes];
     for (int l = 0; l < kLanes; ++l) tree[l] = static_cast<double>(lanes[l]);
-    for (int half = kLanes / 2; half >= 1; half /= 2) {
-      for (int l = 0; l < half; ++l) tree[l] += tree[half + l];
-    }
+    fold<kLanes / 2>(tree);
     superblock_ += tree[0];
   }
 
@@ -73,14 +78,11 @@ MM_INLINE std::uint64_t ef_group(T* p, const T* g, const T* lr, const T* scale,
   std::uint64_t word = 0;
   for (int i = 0; i < kGroup; i += kWidth<T>) {
     const Vector<T> before = load(p + i);
-    const auto minus = below_zero<T>(before) & Integer<T>::kMinusZero;
-    const Vector<T> sign =
-        reinterpret_cast<Vector<T>>(minus ^ reinterpret_cast<Vector<Word<T>>>(Vector<T>{} + T{1}));
-    const Vector<T> after = load(lr + i) * load(g + i) + (before - load(scale + i) * sign);
+    const Vector<T> error = before - times_sign_of<T>(before, load(scale + i));
+    const Vector<T> after = load(lr + i) * load(g + i) + error;
     store(p + i, after);
-    word |= top_bits(below_zero<T>(after)) << i;
-    lanes[i / kWidth<T>] += reinterpret_cast<Vector<T>>(reinterpret_cast<Vector<Word<T>>>(after) &
-                                                        ~Integer<T>::kMinusZero);
+    word |= negatives<T>(after) << i;
+    lanes[i / kWidth<T>] += magnitude<T>(after);
   }
   return word;
 }
@@ -132,8 +134,9 @@ MM_INLINE void decode_group(SignRows rows, const T* scales, std::int64_t segment
     Vector<T> sum[kVectors] = {};
     for (std::int64_t j = 0; j < rows.k; ++j) {
       const std::uint64_t word = load_word(rows.first + j * rows.stride) >> i;
+      const Vector<T> scale = broadcast(scales[j * segments]);
       for (int v = 0; v < kVectors; ++v) {
-        const Vector<T> term = signs<T>(word >> (v * kWidth<T>)) * scales[j * segments];
+        const Vector<T> term = times_sign<T>(scale, word >> (v * kWidth<T>));
         sum[v] = j ? sum[v] + term : term;
       }
     }

@@ -46,30 +46,30 @@ template <typename T>
 class Factors {
  public:
   explicit Factors(const Factor<T>& factor) : factor_(factor) {
-    if (!factor.values) fill(0, kGroup, factor.value);
+    if (factor.values) return;
+    fill(0, kGroup, factor.value);
+    same_until_ = INT64_MAX;
   }
 
   // Returns kGroup factors, those of coordinates i to i + count - 1 and any beyond. i ascends.
   MM_INLINE const T* at(std::int64_t i, std::int64_t count = kGroup) {
-    if (!factor_.values) return buffer_;
-    if (factor_.ends) return of_segments(i, count);
-    if (count == kGroup) return factor_.values + i;
-    std::memcpy(buffer_, factor_.values + i, static_cast<std::size_t>(count) * sizeof(T));
-    return buffer_;
+    if (i + count <= same_until_) return buffer_;
+    if (!factor_.ends && count == kGroup) return factor_.values + i;
+    return gather(i, count);
   }
 
  private:
-  const T* of_segments(std::int64_t i, std::int64_t count) {
+  __attribute__((noinline)) const T* gather(std::int64_t i, std::int64_t count) {
+    if (!factor_.ends) {
+      std::memcpy(buffer_, factor_.values + i, static_cast<std::size_t>(count) * sizeof(T));
+      return buffer_;
+    }
     const std::int64_t* ends = factor_.ends;
     while (ends[segment_] <= i) ++segment_;
-    if (segment_ == filled_) {
-      if (ends[segment_] >= i + count) return buffer_;
-      filled_ = -1;
-    }
+    same_until_ = ends[segment_] >= i + kGroup ? ends[segment_] : 0;
     std::int64_t from = i;
     for (std::int64_t s = segment_; from < i + count; ++s) {
       const std::int64_t to = ends[s] < i + count ? ends[s] : i + count;
-      if (from == i && to == i + count) filled_ = s;
       fill(from - i, to - i, factor_.values[s]);
       from = to;
     }
@@ -81,8 +81,8 @@ class Factors {
   }
 
   Factor<T> factor_;
-  std::int64_t segment_ = 0;  // that of the last coordinate asked for
-  std::int64_t filled_ = -1;  // the segment whose factor fills the buffer, if one does
+  std::int64_t segment_ = 0;     // that of the last gathered coordinate
+  std::int64_t same_until_ = 0;  // the buffer has the factor of every coordinate up to here
   T buffer_[kGroup] = {};
 };
 

@@ -9,7 +9,7 @@ namespace {
 template <typename T>
 MM_INLINE std::uint64_t pack_group(const T* x) {
   std::uint64_t word = 0;
-  for (int i = 0; i < kGroup; i += kWidth<T>) word |= top_bits(below_zero<T>(load(x + i))) << i;
+  for (int i = 0; i < kGroup; i += kWidth<T>) word |= negatives<T>(load(x + i)) << i;
   return word;
 }
 
@@ -23,7 +23,7 @@ void pack(const T* x, std::int64_t n, Bits* bits, Stream) {
 MM_INLINE std::uint64_t pack16_group(const std::uint16_t* x, std::uint16_t minus_infinity) {
   std::uint64_t word = 0;
   for (int i = 0; i < kGroup; i += kWidth<std::uint16_t>) {
-    word |= top_bits(below_zero<std::uint16_t>(load(x + i), 0x8000, minus_infinity)) << i;
+    word |= negatives<std::uint16_t>(load(x + i), 0x8000, minus_infinity) << i;
   }
   return word;
 }
@@ -42,7 +42,8 @@ void pack16(const std::uint16_t* x, std::int64_t n, std::uint16_t minus_infinity
 
 template <typename T>
 MM_INLINE void unpack_group(std::uint64_t word, T* out) {
-  for (int i = 0; i < kGroup; i += kWidth<T>) store(out + i, signs<T>(word >> i));
+  for (int i = 0; i < kGroup; i += kWidth<T>)
+    store(out + i, times_sign<T>(broadcast(T{1}), word >> i));
 }
 
 template <typename T>
@@ -62,7 +63,7 @@ MM_INLINE std::uint64_t signum_group(T* m, const T* g, T beta, T one_minus_beta)
   for (int i = 0; i < kGroup; i += kWidth<T>) {
     const Vector<T> mean = load(m + i) * beta + load(g + i) * one_minus_beta;
     store(m + i, mean);
-    word |= top_bits(below_zero<T>(mean)) << i;
+    word |= negatives<T>(mean) << i;
   }
   return word;
 }
@@ -85,7 +86,7 @@ void signum(T* m, const T* g, std::int64_t n, T beta, T one_minus_beta, Bits* bi
 template <typename T>
 MM_INLINE void apply_group(T* x, std::uint64_t word, const T* step) {
   for (int i = 0; i < kGroup; i += kWidth<T>) {
-    store<T>(x + i, load(x + i) - load(step + i) * signs<T>(word >> i));
+    store<T>(x + i, load(x + i) - times_sign<T>(load(step + i), word >> i));
   }
 }
 
@@ -93,7 +94,7 @@ template <typename T>
 MM_INLINE void apply_group(T* x, std::uint64_t word, const T* step, const T* shrink) {
   for (int i = 0; i < kGroup; i += kWidth<T>) {
     const Vector<T> before = load(x + i);
-    const Vector<T> update = load(step + i) * signs<T>(word >> i) + load(shrink + i) * before;
+    const Vector<T> update = times_sign<T>(load(step + i), word >> i) + load(shrink + i) * before;
     store<T>(x + i, before - update);
   }
 }

@@ -69,6 +69,32 @@ MM_INLINE void store(T* x, Vector<T> v) {
   std::memcpy(x, &v, sizeof v);
 }
 
+// Writes past the caches to an aligned address; no line is read first to be overwritten. Other
+// threads and processes see it after end_stream().
+template <typename T>
+MM_INLINE void stream(T* x, Vector<T> v) {
+#if defined(MM_AVX512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(x), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(x), reinterpret_cast<__m256i>(v));
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(x), reinterpret_cast<__m128i>(v));
+#else
+  store(x, v);
+#endif
+}
+
+MM_INLINE void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename T>
+MM_INLINE Vector<T> broadcast(T value) {
+  return value - Vector<T>{};  // keeps -0, as adding 0 would not
+}
+
 // As load, with zeros beyond the first `bytes`.
 MM_INLINE Vector<std::uint64_t> load_some(const Bits* x, std::int64_t bytes) {
   Vector<std::uint64_t> v{};
@@ -82,67 +108,82 @@ MM_INLINE Vector<std::uint64_t> load_bits(const Bits* x) {
   return v;
 }
 
-// The top bit of each lane says whether x < 0, by its bits: minus_zero < x <= minus_infinity.
+// x < 0 by its bits, minus_zero < x <= minus_infinity, is rank < count with these two.
 template <typename U>
-MM_INLINE Vector<U> below_zero(Vector<U> x, U minus_zero, U minus_infinity) {
-  const Vector<U> rank = x - static_cast<U>(minus_zero + 1);
-  return ~rank & (rank - static_cast<U>(minus_infinity - minus_zero));
+MM_INLINE Vector<U> rank(Vector<U> x, U minus_zero) {
+  return x - static_cast<U>(minus_zero + 1);
 }
 
-template <typename T>
-MM_INLINE Vector<Word<T>> below_zero(Vector<T> x) {
-  return below_zero<Word<T>>(reinterpret_cast<Vector<Word<T>>>(x), Integer<T>::kMinusZero,
-                             Integer<T>::kMinusInfinity);
+#if !defined(MM_AVX512)
+// The top bit of each lane: whether x < 0. No unsigned comparison is needed, which SSE2 has not.
+template <typename U>
+MM_INLINE Vector<U> below_zero(Vector<U> x, U minus_zero, U minus_infinity) {
+  const Vector<U> r = rank<U>(x, minus_zero);
+  return ~r & (r - static_cast<U>(minus_infinity - minus_zero));
 }
 
 // The top bits of the lanes, that of lane 0 in bit 0.
-MM_INLINE std::uint64_t top_bits(Vector<std::uint32_t> v) {
-#if defined(MM_AVX512)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v));
-#elif defined(__AVX2__)
-  return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(v)));
+template <typename U>
+MM_INLINE std::uint64_t top_bits(Vector<U> v) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(U) == 4) {
+    return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(v)));
+  } else if constexpr (sizeof(U) == 8) {
+    return static_cast<unsigned>(_mm256_movemask_pd(reinterpret_cast<__m256d>(v)));
+  } else {
+    const __m256i lanes = reinterpret_cast<__m256i>(v);  // saturation keeps the sign
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+    return static_cast<unsigned>(_mm_movemask_epi8(bytes));
+  }
 #elif defined(__SSE2__)
-  return static_cast<unsigned>(_mm_movemask_ps(reinterpret_cast<__m128>(v)));
+  if constexpr (sizeof(U) == 4) {
+    return static_cast<unsigned>(_mm_movemask_ps(reinterpret_cast<__m128>(v)));
+  } else if constexpr (sizeof(U) == 8) {
+    return static_cast<unsigned>(_mm_movemask_pd(reinterpret_cast<__m128d>(v)));
+  } else {
+    const __m128i bytes = _mm_packs_epi16(reinterpret_cast<__m128i>(v), _mm_setzero_si128());
+    return static_cast<unsigned>(_mm_movemask_epi8(bytes));
+  }
 #else
   std::uint64_t word = 0;
-  for (int i = 0; i < kWidth<std::uint32_t>; ++i) word |= std::uint64_t{v[i] >> 31} << i;
+  for (int i = 0; i < kWidth<U>; ++i) {
+    word |= static_cast<std::uint64_t>(v[i] >> (8 * sizeof(U) - 1)) << i;
+  }
   return word;
 #endif
 }
+#endif
 
-MM_INLINE std::uint64_t top_bits(Vector<std::uint64_t> v) {
+// Bit i: whether lane i is negative. Bits beyond the lanes are 0.
+template <typename U>
+MM_INLINE std::uint64_t negatives(Vector<U> x, U minus_zero, U minus_infinity) {
 #if defined(MM_AVX512)
-  return _mm512_movepi64_mask(reinterpret_cast<__m512i>(v));
-#elif defined(__AVX2__)
-  return static_cast<unsigned>(_mm256_movemask_pd(reinterpret_cast<__m256d>(v)));
-#elif defined(__SSE2__)
-  return static_cast<unsigned>(_mm_movemask_pd(reinterpret_cast<__m128d>(v)));
+  const __m512i r = reinterpret_cast<__m512i>(rank<U>(x, minus_zero));
+  const U count = minus_infinity - minus_zero;
+  if constexpr (sizeof(U) == 2) {
+    return _mm512_cmplt_epu16_mask(r, _mm512_set1_epi16(static_cast<short>(count)));
+  } else if constexpr (sizeof(U) == 4) {
+    return _mm512_cmplt_epu32_mask(r, _mm512_set1_epi32(static_cast<int>(count)));
+  } else {
+    return _mm512_cmplt_epu64_mask(r, _mm512_set1_epi64(static_cast<long long>(count)));
+  }
 #else
-  std::uint64_t word = 0;
-  for (int i = 0; i < kWidth<std::uint64_t>; ++i) word |= (v[i] >> 63) << i;
-  return word;
+  return top_bits<U>(below_zero<U>(x, minus_zero, minus_infinity));
 #endif
 }
 
-MM_INLINE std::uint64_t top_bits(Vector<std::uint16_t> v) {
-#if defined(MM_AVX512)
-  return _mm512_movepi16_mask(reinterpret_cast<__m512i>(v));
-#elif defined(__AVX2__)
-  const __m256i lanes = reinterpret_cast<__m256i>(v);  // saturation keeps the sign
-  const __m128i bytes =
-      _mm_packs_epi16(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
-  return static_cast<unsigned>(_mm_movemask_epi8(bytes));
-#elif defined(__SSE2__)
-  const __m128i bytes = _mm_packs_epi16(reinterpret_cast<__m128i>(v), _mm_setzero_si128());
-  return static_cast<unsigned>(_mm_movemask_epi8(bytes));
-#else
-  std::uint64_t word = 0;
-  for (int i = 0; i < kWidth<std::uint16_t>; ++i) word |= std::uint64_t{v[i] >> 15u} << i;
-  return word;
-#endif
+template <typename T>
+MM_INLINE Vector<Word<T>> bits_of(Vector<T> x) {
+  return reinterpret_cast<Vector<Word<T>>>(x);
 }
 
-// `value` in the lanes whose bit is set, else 0; lane 0 takes bit 0.
+template <typename T>
+MM_INLINE std::uint64_t negatives(Vector<T> x) {
+  return negatives<Word<T>>(bits_of<T>(x), Integer<T>::kMinusZero, Integer<T>::kMinusInfinity);
+}
+
+// `value` in the lanes whose bit is set, else 0; lane 0 takes bit 0, bits beyond do not matter.
 template <typename U>
 MM_INLINE Vector<U> where(std::uint64_t bits, U value) {
 #if defined(MM_AVX512)
@@ -164,12 +205,36 @@ MM_INLINE Vector<U> where(std::uint64_t bits, U value) {
 #endif
 }
 
-// -1 where the bit is set, else +1.
+// s * value: negated where the bit is set.
 template <typename T>
-MM_INLINE Vector<T> signs(std::uint64_t bits) {
-  const Vector<T> one = Vector<T>{} + T{1};
-  return reinterpret_cast<Vector<T>>(reinterpret_cast<Vector<Word<T>>>(one) ^
+MM_INLINE Vector<T> times_sign(Vector<T> value, std::uint64_t bits) {
+#if defined(MM_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_mask_xor_ps(value, static_cast<__mmask16>(bits), value, _mm512_set1_ps(-0.0f));
+  } else {
+    return _mm512_mask_xor_pd(value, static_cast<__mmask8>(bits), value, _mm512_set1_pd(-0.0));
+  }
+#else
+  return reinterpret_cast<Vector<T>>(bits_of<T>(value) ^
                                      where<Word<T>>(bits, Integer<T>::kMinusZero));
+#endif
+}
+
+// s(x) * value
+template <typename T>
+MM_INLINE Vector<T> times_sign_of(Vector<T> x, Vector<T> value) {
+#if defined(MM_AVX512)
+  return times_sign<T>(value, negatives<T>(x));
+#else
+  using I = Integer<T>;
+  const auto minus = below_zero<Word<T>>(bits_of<T>(x), I::kMinusZero, I::kMinusInfinity);
+  return reinterpret_cast<Vector<T>>(bits_of<T>(value) ^ (minus & I::kMinusZero));
+#endif
+}
+
+template <typename T>
+MM_INLINE Vector<T> magnitude(Vector<T> x) {
+  return reinterpret_cast<Vector<T>>(bits_of<T>(x) & ~Integer<T>::kMinusZero);
 }
 
 // Carry-save adder: a + b + c = 2 carry + sum, bit by bit; the sum goes to a.

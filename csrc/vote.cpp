@@ -9,7 +9,7 @@ namespace {
 
 using Plane = Vector<std::uint64_t>;
 
-constexpr int kBlockBytes = 2048;  // the planes of a block and the rows being added stay in L1
+constexpr int kBlockBytes = 1024;  // the planes of a block and the rows being added stay in L1
 constexpr int kColumns = kBlockBytes / kVectorBytes;
 constexpr int kRowsAtOnce = 8;
 constexpr int kMaxPlanes = 16;  // k <= 65535
@@ -24,7 +24,8 @@ struct RowBlock {
   const Bits* first;
   std::int64_t stride;
   std::int64_t bytes;
-  const Bits* next;  // of the rows that are added after these
+  const Bits* next;  // the rows that are added after these,
+  int next_rows;     // 1 to 8
 };
 
 template <bool kWhole>
@@ -60,7 +61,7 @@ template <int kRows, bool kFresh>
 void add_rows(Planes& planes, const RowBlock& rows) {
   const int whole = static_cast<int>(rows.bytes / kVectorBytes);
   for (int c = 0; c < whole; ++c) {
-    for (int r = 0; r < kRowsAtOnce; ++r) {
+    for (int r = 0; r < rows.next_rows; ++r) {
       __builtin_prefetch(rows.next + r * rows.stride + c * kVectorBytes);
     }
     add_column<kRows, kFresh, true>(planes, rows, c, kVectorBytes);
@@ -94,12 +95,12 @@ void start(Planes& planes, const RowBlock& rows, std::int64_t count) {
 // Counts bytes begin to begin + bytes - 1 of the k rows.
 void count_block(Planes& planes, const Bits* rows, std::int64_t k, std::int64_t stride,
                  std::int64_t begin, std::int64_t bytes) {
-  const std::int64_t odd = k % kRowsAtOnce ? k % kRowsAtOnce : kRowsAtOnce;
-  const Bits* next_block = rows + begin + kBlockBytes;
+  const int odd = k % kRowsAtOnce ? static_cast<int>(k % kRowsAtOnce) : kRowsAtOnce;
   for (std::int64_t j = 0; j < k;) {
     const std::int64_t to = j ? j + kRowsAtOnce : odd;
-    const Bits* first = rows + j * stride + begin;
-    const RowBlock block{first, stride, bytes, to < k ? rows + to * stride + begin : next_block};
+    RowBlock block{rows + j * stride + begin, stride, bytes, rows + to * stride + begin,
+                   kRowsAtOnce};
+    if (to == k) block.next = rows + begin + kBlockBytes, block.next_rows = odd;
     if (j) {
       add_rows<kRowsAtOnce, false>(planes, block);
     } else {
