@@ -1,6 +1,7 @@
 """Build script; the metadata are in pyproject.toml. Builds the C++ extension, with CUDA if it can.
 
-MPIMOMENTUM_CUDA=1 asks for the CUDA kernels (no nvcc is an error then), 0 leaves them out.
+MPIMOMENTUM_CUDA=1 asks for the CUDA kernels (no nvcc is an error then), 0 leaves them out;
+"emulate" compiles them for the CPU, as instruction set "cuda-on-cpu", to test them without a GPU.
 MPIMOMENTUM_SANITIZE=address,undefined builds for those sanitizers (scripts/sanitize.sh).
 """
 
@@ -30,6 +31,11 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 # Compiled once for each of them.
 CPU_KERNELS = ("sign.cpp", "error_feedback.cpp", "vote.cpp", "mix.cpp")
+CUDA_KERNELS = ("sign.cu", "feedback.cu", "rows.cu", "mix.cu")
+EMULATION = [
+    *("-x", "c++", f"-I{HERE / 'tests' / 'cuda_on_cpu'}", "-fno-strict-aliasing"),
+    *("-Wno-unknown-pragmas", "-Wno-uninitialized"),
+]
 NVCC_FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "--threads=2", "--cudart=static"),
     *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"),
@@ -47,10 +53,10 @@ def find_nvcc() -> Path | None:
         If MPIMOMENTUM_CUDA=1 and there is none.
     """
     wanted = os.environ.get("MPIMOMENTUM_CUDA", "auto")
-    if wanted not in ("0", "1", "auto", ""):
+    if wanted not in ("0", "1", "emulate", "auto", ""):
         raise SystemExit(f"MPIMOMENTUM_CUDA={wanted!r}: choose 0 or 1, or leave it out")
-    if wanted == "0":
-        print("CUDA kernels: left out, MPIMOMENTUM_CUDA=0")
+    if wanted in ("0", "emulate"):
+        print(f"CUDA kernels: left out, MPIMOMENTUM_CUDA={wanted}")
         return None
     home = os.environ.get("CUDA_HOME")
     found = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
@@ -80,15 +86,18 @@ class Build(build_ext):
             for name in CPU_KERNELS
             for isa, flags in INSTRUCTION_SETS.items()
         ]
-        cuda = ["-DMM_CUDA"] if nvcc else []
+        emulate = os.environ.get("MPIMOMENTUM_CUDA") == "emulate"
+        cuda = ["-DMM_CUDA"] if nvcc else ["-DMM_CUDA_EMULATED"] if emulate else []
         jobs += [
             (self.compile, name, "host", cuda)
             for name in ("dispatch.cpp", "arguments.cpp", "bindings.cpp")
         ]
         jobs.append((self.compile_nanobind, "nb_combined.cpp", "nanobind", []))
         if nvcc:
-            sources = sorted(p.name for p in (HERE / "csrc").glob("*.cu"))
+            sources = ("cuda_device.cu", *CUDA_KERNELS)
             jobs += [(self.compile_cuda, name, "cuda", [str(nvcc)]) for name in sources]
+        if emulate:
+            jobs += [(self.compile, name, "emulated", EMULATION) for name in CUDA_KERNELS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [f.result() for f in [pool.submit(*job) for job in jobs]]
         target = Path(self.get_ext_fullpath(ext.name))
@@ -127,7 +136,7 @@ class Build(build_ext):
         compiler = self.compiler.compiler_cxx or self.compiler.compiler_so
         paths = [f"-I{p}" for p in (HERE / "csrc", *includes, *python)]
         options = ["-fPIC", "-DNDEBUG", *paths, *flags, *self.checks]
-        self.spawn([*compiler[:1], "-c", str(source), "-o", str(target), *options])
+        self.spawn([*compiler[:1], *options, "-c", str(source), "-o", str(target)])
         return str(target)
 
 

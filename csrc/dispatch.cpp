@@ -20,9 +20,22 @@ bool can_run(const std::string& isa) {
   return isa == "baseline";
 }
 
+#if defined(MM_CUDA) || defined(MM_CUDA_EMULATED)
+Implementation cuda_kernels(const char* name) {
+  Implementation kernels{};
+  kernels.name = name;
+  cuda::fill_sign(kernels);
+  cuda::fill_mix(kernels);
+  return kernels;
+}
+#endif
+
 const std::vector<Implementation>& runnable() {
   static const std::vector<Implementation> all = [] {
     std::vector<Implementation> found;
+#ifdef MM_CUDA_EMULATED
+    found.push_back(cuda_kernels("cuda-on-cpu"));
+#endif
 #define MM_ADD(isa)                    \
   if (can_run(#isa)) {                 \
     Implementation kernels{};          \
@@ -66,13 +79,7 @@ const Implementation& cpu() { return *in_use().load(std::memory_order_relaxed); 
 
 const Implementation* cuda_or_null() {
 #ifdef MM_CUDA
-  static const Implementation kernels = [] {
-    Implementation filled{};
-    filled.name = "cuda";
-    cuda::fill_sign(filled);
-    cuda::fill_mix(filled);
-    return filled;
-  }();
+  static const Implementation kernels = cuda_kernels("cuda");
   return &kernels;
 #else
   return nullptr;

@@ -26,7 +26,7 @@ namespace mm {
 MM_INSTRUCTION_SETS(MM_DECLARE)
 #undef MM_DECLARE
 
-#ifdef MM_CUDA
+#if defined(MM_CUDA) || defined(MM_CUDA_EMULATED)
 namespace cuda {  // sign.cu and mix.cu; need no driver
 void fill_sign(Implementation&);
 void fill_mix(Implementation&);
