@@ -16,6 +16,7 @@ import tomli_w
 from cyclopts import Parameter
 
 from mpimomentum.algorithms.registry import by_name
+from mpimomentum.algorithms.signum import Signum
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
@@ -27,11 +28,20 @@ from mpimomentum.topology.build import FILES
 from mpimomentum.worker import Algorithm
 
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
+LR = 0.05
+VOTE_LR = 0.001  # where it is how far every coordinate moves a step
 MU = 0.9  # for every algorithm that has a heavy ball
 
 SEEDS = 2**63  # torch takes no others, nor does TOML
 
 LENGTHS = ("epochs", "steps", "duration_s")
+
+
+def usual(make: type[Any], error_feedback: bool = False) -> dict[str, float]:
+    """Return the hyper-parameters of an algorithm that have a value without being given."""
+    votes = make is Signum and not error_feedback
+    has_mu = any(f.name == "mu" for f in dataclasses.fields(make))
+    return {"lr": VOTE_LR if votes else LR} | ({"mu": MU} if has_mu else {})
 
 
 def _given(config: Any) -> list[tuple[str, Any]]:
@@ -53,8 +63,8 @@ class Method:
     ----------
     algorithm : str
         Name of the algorithm.
-    lr : float
-        Step size.
+    lr : float, optional
+        Step size; 0.05 unless given, 0.001 for signum without error_feedback.
     mu : float, optional
         Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
     variant : str, optional
@@ -76,7 +86,7 @@ class Method:
     """
 
     algorithm: str = "ad-psgd"
-    lr: float = 0.05
+    lr: float | None = None
     mu: float | None = None
     variant: str | None = None
     reweight: bool | None = None
@@ -114,7 +124,7 @@ class Method:
                     f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
                     f"{', '.join(known)}; leave {name} out or choose another algorithm"
                 )
-        algorithm: Algorithm[Any] = make(**(({"mu": MU} if "mu" in known else {}) | given))
+        algorithm: Algorithm[Any] = make(**(usual(make, bool(self.error_feedback)) | given))
         return algorithm
 
 

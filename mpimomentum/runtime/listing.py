@@ -14,7 +14,7 @@ import docstring_parser
 
 from mpimomentum import data, models, topology
 from mpimomentum.algorithms.registry import ALGORITHMS
-from mpimomentum.runtime.config import MU
+from mpimomentum.runtime.config import usual
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import suggestion
 
@@ -118,11 +118,12 @@ def _detail(name: str, known: dict[str, Any]) -> Iterator[str]:
     waits = "waits for other ranks" if known["synchronous"] else "waits for no other rank"
     yield known["about"]
     yield f"A step {waits}.\n"
+    here = usual(ALGORITHMS[name])
     yield "Parameters, each a flag and a TOML key:"
     for parameter, about in known["parameters"].items():
         default = "" if about["required"] else f", default {about['default']!r}"
-        if parameter == "mu":
-            default += f" in Python, {MU} here"
+        if parameter in here:
+            default += f"{',' if about['required'] else ' in Python,'} {here[parameter]} here"
         yield f"  {parameter} : {about['type']}{default}"
         if about["about"]:
             yield textwrap.indent(textwrap.fill(about["about"], WIDTH - 6), " " * 6)

@@ -127,6 +127,7 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
         Ready for JSON.
     """
     samples = int(run.updates.sum()) * batch_size
+    allreduce_bytes = fp32_allreduce_bytes(run)
     results: dict[str, Any] = _finite(
         {
             "mpimomentum": version("mpimomentum"),
@@ -139,6 +140,8 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
             "updates_per_rank": run.updates.tolist(),
             "bytes_sent": run.bytes_sent,
             "bytes_sent_per_rank": run.bytes_per_rank,
+            "fp32_allreduce_bytes": allreduce_bytes,
+            "bytes_ratio": run.bytes_sent / allreduce_bytes if allreduce_bytes else None,
             "busy_rate": run.busy_rate,
             "time_split_s": time_split(run.time_split),
             "staleness": Histogram.merged(t.staleness for t in run.tallies).summary(),
@@ -146,6 +149,15 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
         }
     )
     return results
+
+
+def fp32_allreduce_bytes(run: Run) -> int:
+    """Return what all ranks had sent, had each update's gradient gone through an allreduce.
+
+    Of float32, with what the best algorithms for it send: 2(n − 1)/n · 4 bytes a coordinate.
+    """
+    n = len(run.updates)
+    return 8 * (n - 1) * run.mean.numel() * int(run.updates.sum()) // n
 
 
 def time_split(ranks: Sequence[Seconds]) -> dict[str, Any]:

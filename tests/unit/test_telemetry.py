@@ -96,6 +96,8 @@ def test_summary_counts_the_samples_of_all_ranks():
     assert found["train_loss"] is None
     assert found["busy_rate"] == 0.125
     assert found["bytes_sent"] == sum(found["bytes_sent_per_rank"])
+    assert found["fp32_allreduce_bytes"] == 2 * 1 / 2 * 4 * 3 * (10 + 30)  # of 2 ranks, 3 numbers
+    assert found["bytes_ratio"] == 1000 / found["fp32_allreduce_bytes"]
     assert found["time_split_s"]["total"]["compute"] == 3.0
     assert found["time_split_s"]["per_rank"][0]["gossip_hidden"] == 0.75
     assert found["staleness"]["histogram"] == {"0": 20, "1": 20}
