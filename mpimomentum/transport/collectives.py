@@ -81,15 +81,15 @@ class Collectives:
         """How float32 and float64 vectors are summed, in words."""
         return self._sums.path
 
-    def allreduce(self, v: Vector) -> Handle[Vector]:
-        """Sum over all ranks."""
+    def allreduce(self, v: Vector, *, counted: bool = True) -> Handle[Vector]:
+        """Sum over all ranks; not `counted` in :attr:`bytes_sent` if it is no part of the run."""
         as_buffer(v)
         if v.dtype in _HALF:
             wide = v.float()
-            return _Then(self.allreduce(wide), lambda total: total.to(v.dtype))
+            return _Then(self.allreduce(wide, counted=counted), lambda total: total.to(v.dtype))
         if v.dtype not in _REDUCIBLE:
             raise ValueError(f"rank {self.rank}: cannot sum {v.dtype} over ranks")
-        return self._reduce(self._sums, v, torch.empty_like(v), divisor=1)
+        return self._reduce(self._sums, v, torch.empty_like(v), divisor=1, counted=counted)
 
     def mean_of_gradients(self, v: Vector, out: Vector) -> Handle[Vector]:
         """Set `out`, which may be `v`, to the mean over all ranks; in an order of its own calls.
@@ -104,8 +104,11 @@ class Collectives:
             raise ValueError(f"rank {self.rank}: cannot average {v.dtype} over ranks")
         return self._reduce(self._gradients, v, out, divisor=self.size)
 
-    def _reduce(self, sums: _Sums, v: Vector, out: Vector, divisor: int) -> Handle[Vector]:
-        self.bytes_sent += 2 * (self.size - 1) * v.numel() * v.element_size() // self.size
+    def _reduce(
+        self, sums: _Sums, v: Vector, out: Vector, divisor: int, counted: bool = True
+    ) -> Handle[Vector]:
+        if counted:
+            self.bytes_sent += 2 * (self.size - 1) * v.numel() * v.element_size() // self.size
         return sums.start(v.detach(), out, divisor, self._slices(v.numel()))
 
     def allgather(self, v: Vector) -> Handle[Vector]:

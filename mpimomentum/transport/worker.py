@@ -252,7 +252,8 @@ class MPIWorker(Session, BaseWorker):
             received = sum(m.received for m in self._mailboxes)
             late = time.monotonic() - changed_s > self._timeout_s
             counts = torch.tensor([sent, received, self._engine.open_tasks, late])
-            *total, late_ranks = (await self.collectives.allreduce(counts)).tolist()
+            everyones = await self.collectives.allreduce(counts, counted=False)
+            *total, late_ranks = everyones.tolist()
             if total[0] == total[1] and total[2] == 0 and total == before:
                 break
             if late_ranks:  # agreed, so that all ranks leave here

@@ -25,6 +25,8 @@ SYNCHRONOUS = [
     mm.AllReduceSGD(lr=0.05, mu=0.9),
     mm.DPSGD(lr=0.05),
     mm.DPSGD(lr=0.05, variant="atc"),
+    mm.Signum(lr=0.01, adversaries="1:random"),
+    mm.Signum(lr=0.05, error_feedback=True, scale="layer"),
 ]
 ASYNCHRONOUS = [
     mm.ADPSGD(lr=0.05, mu=0.9),

@@ -109,6 +109,7 @@ def test_the_own_loop_and_our_loop_give_the_same_bits(algorithm: Any, make_worke
         mm.ADPSGD(lr=LR, variant="paired"),
         mm.DPSGD(lr=LR),
         mm.AsyncServer(lr=LR / 4, servers=2),
+        mm.Signum(lr=LR / 4),
     ],
     ids=str,
 )

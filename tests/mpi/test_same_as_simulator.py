@@ -84,6 +84,7 @@ def test_d_psgd_is_bit_identical(make_worker, nodes, graph, variant, dtype):
     assert real.shape == (STEPS, 1003)
     assert torch.equal(real, virtual)
     assert without_times(run, w.rank) == without_times(simulated, w.rank)
+    assert run.bytes_per_rank == simulated.bytes_per_rank
     if w.rank == 0:
         assert torch.equal(run.x, simulated.x)
 
@@ -105,6 +106,7 @@ def test_allreduce_sgd_is_bit_identical_on_a_node(make_worker, nodes, dtype, rou
         assert torch.equal(real, virtual)
         assert without_times(run, w.rank) == without_times(simulated, w.rank)
         assert run.consensus_distance == 0.0
+        assert run.bytes_per_rank == simulated.bytes_per_rank
     else:
         torch.testing.assert_close(real, virtual, rtol=0, atol=rounding)
 
@@ -128,6 +130,7 @@ def test_server_with_one_worker_is_bit_identical(make_worker, nodes, dtype):
     assert len(real) == (STEPS if w.rank == w.size - 1 else 0)
     assert torch.equal(real, virtual)
     assert without_times(run, w.rank) == without_times(simulated, w.rank)
+    assert run.bytes_per_rank == simulated.bytes_per_rank
     if w.rank == 0:
         assert torch.equal(run.x, simulated.x)
 
