@@ -67,7 +67,6 @@ def test_ranks_simulator_and_numpy_make_the_same_bits(
         expected = numpy_signum.signum(f, w.size, STEPS, SEED, **given, adversaries=wrong)
     assert torch.equal(torch.stack(real), torch.from_numpy(expected))
     assert torch.equal(simulated.x[w.rank], real[-1])
-    assert run.consensus_distance == 0.0
     assert run.bytes_per_rank == simulated.bytes_per_rank
     if w.rank == 0:
         times = ({k: v for k, v in r.items() if k != "time_s"} for r in run.records)
@@ -111,7 +110,8 @@ def layers(rank: int, size: int) -> mm.TorchObjective:
 )
 def test_a_loop_of_ones_own_makes_the_bits_of_our_loop(make_worker: Any, algorithm: Any) -> None:
     w = make_worker(seed=SEED)
-    whole = mm.run(algorithm, layers, STEPS, worker=w)
+    ours: list[torch.Tensor] = []
+    mm.run(algorithm, layers, STEPS, worker=w, observe=lambda _, s: ours.append(s.x.clone()))
     mine = layers(w.rank, w.size)
     rng = numpy_signum.stream(SEED, numpy_signum.DATA, w.rank)
     model, saved = mine.model, None
@@ -135,7 +135,7 @@ def test_a_loop_of_ones_own_makes_the_bits_of_our_loop(make_worker: Any, algorit
         mine._order, mine._position, rng.bit_generator.state = order, position, streams
         go(optimizer, STEPS - STEPS // 2)
     again = torch.cat([p.detach().flatten() for p in model.parameters()])
-    assert torch.equal(once, whole.mean)
+    assert torch.equal(once, ours[-1])
     assert torch.equal(again, once)
 
 
