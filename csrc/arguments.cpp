@@ -146,11 +146,14 @@ void Call::refuse_type(const std::string& problem) const {
 
 Array Call::array(const char* name, nb::handle object, DTypes wanted, Use use, std::int64_t size) {
   const Array found = read(name, object, wanted, use, false);
-  if (size >= 0 && found.size != size) {
-    refuse_value(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
-                 std::to_string(found.size));
-  }
+  if (size >= 0) check_size(found, size);
   return found;
+}
+
+void Call::check_size(const Array& array, std::int64_t size) const {
+  if (array.size == size) return;
+  refuse_value(std::string(array.name) + " must have " + std::to_string(size) + " elements, got " +
+               std::to_string(array.size));
 }
 
 Array Call::rows(const char* name, nb::handle object, std::int64_t m) {
@@ -172,7 +175,9 @@ Factor<T> Call::factor(const char* name, nb::handle object, std::int64_t n) {
     if (value == -1.0 && PyErr_Occurred() != nullptr) throw nb::python_error();
     return {static_cast<T>(value), nullptr, nullptr, 0};
   }
-  const Array each = array(name, object, {dtype_of<T>()}, Use::kRead, n);
+  const Array each = array(name, object, {dtype_of<T>()}, Use::kRead);
+  if (each.scalar && each.device == kCpu) return {*each.as<const T>(), nullptr, nullptr, 0};
+  check_size(each, n);
   return {T(0), each.as<const T>(), nullptr, 0};
 }
 
@@ -253,6 +258,8 @@ Array Call::read_buffer(const char* name, nb::handle object, Use use, bool matri
   if (matrix) {
     if (view.ndim != 2) refuse_value(std::string(name) + " must be (k, m), one row a voter");
     set_rows(found, view.shape[0], view.shape[1], view.strides[0], view.strides[1]);
+  } else if (view.ndim == 0) {
+    found.scalar = true;
   } else if (PyBuffer_IsContiguous(&view, 'C') == 0) {
     refuse_value(std::string(name) + " is not contiguous: give a copy");
   }
@@ -285,6 +292,7 @@ Array Call::read_tensor(const char* name, nb::handle tensor, bool matrix) {
   } else if (Torch::call(tensor, torch.is_contiguous).ptr() != Py_True) {
     refuse_value(std::string(name) + " is not contiguous: give " + name + ".contiguous()");
   }
+  found.scalar = found.size == 1 && nb::cast<int>(tensor.attr("dim")()) == 0;
   found.data = reinterpret_cast<void*>(Torch::number(tensor, torch.data_ptr));
   return found;
 }

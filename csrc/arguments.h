@@ -23,6 +23,7 @@ struct Array {
   std::int64_t size;  // elements
   DType dtype;
   int device;               // of CUDA; kCpu
+  bool scalar = false;      // has no dimension: a number as an array
   std::int64_t k = 0;       // of a matrix: rows,
   std::int64_t m = 0;       // bytes of a row,
   std::int64_t stride = 0;  // and bytes from row to row
@@ -57,7 +58,8 @@ class Call {
   // (k, m) uint8, whose rows may be apart; 1 <= k <= 65535. m: what it must be; -1 for any.
   Array rows(const char* name, nanobind::handle object, std::int64_t m = -1);
 
-  // A number, or an array (n,) of one for each coordinate, of the dtype of T.
+  // A number (an array without dimensions is one), or an array (n,) of one for each coordinate, of
+  // the dtype of T.
   template <typename T>
   Factor<T> factor(const char* name, nanobind::handle object, std::int64_t n);
 
@@ -107,6 +109,7 @@ class Call {
   Array read_buffer(const char* name, nanobind::handle object, Use use, bool matrix);
   Array read_tensor(const char* name, nanobind::handle object, bool matrix);
   Array read_cuda_interface(const char* name, nanobind::handle object, Use use, bool matrix);
+  void check_size(const Array& array, std::int64_t size) const;
   void set_rows(Array& rows, std::int64_t k, std::int64_t m, std::int64_t row, std::int64_t item);
   void keep(const Array& array, Use use);
   const Implementation& begin();

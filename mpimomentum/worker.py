@@ -7,7 +7,7 @@ deterministic virtual clock (``simulator/``); neither is visible from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -153,6 +153,18 @@ class Window(Protocol):
         """Do x_rank += v. Done when *applied*; `v` must not be changed before that.
 
         Remote adds of one rank to another are applied first in, first out.
+        """
+
+    def writing(self) -> Iterator[tuple[Vector, slice]]:
+        """Change this rank's vector in place, in one pass; the whole loop counts as one add.
+
+        Yields
+        ------
+        x : Vector
+            A piece of the vector, to be changed now.
+        now : slice
+            Which piece: what other vectors go with it. The loop must run to its end, with no
+            ``await`` in it.
         """
 
     def average(self, rank: int) -> Handle[bool]:

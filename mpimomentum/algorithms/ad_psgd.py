@@ -32,6 +32,7 @@ from typing import ClassVar, Literal
 import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative, one_of
+from mpimomentum.codecs import mix
 from mpimomentum.worker import Counter, Mailbox, Requires, Vector, Window, Worker
 
 
@@ -40,7 +41,7 @@ class State:
     """What one rank keeps."""
 
     x: Window  # (d,) this rank's iterate, which others average with
-    x_hat: Vector  # (d,) the model that the gradient is taken at; then the update, as a buffer
+    x_hat: Vector  # (d,) the model that the gradient is taken at
     m: Vector  # (d,) local momentum
     updates: Counter  # gradient updates of all workers
     requests: Mailbox  # models from active workers (paired)
@@ -103,10 +104,11 @@ class ADPSGD:
         else:
             peer = await self._exchange(w, s)
         g = await gradient
-        s.m.mul_(self.mu).add_(g)
         ticket = await s.updates.fetch_add(1)
         scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0  # 1/(n p_i)
-        await s.x.add(w.rank, torch.mul(s.m, -scale * w.lr, out=s.x_hat))
+        lr = scale * w.lr
+        for x, now in s.x.writing():
+            mix.heavy_ball(x, s.m[now], g[now], mix.part(lr, now), self.mu)
         w.record(tau=ticket - began, mixes=s.x.mixes + s.exchanges - mixes, peer=peer)
 
     async def serve(self, w: Worker, s: State) -> None:

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative
-from mpimomentum.algorithms.update import heavy_ball
+from mpimomentum.codecs import mix
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -63,5 +63,5 @@ class AllReduceSGD:
     async def step(self, w: Worker, s: State) -> None:
         """Compute the mean gradient, then take a momentum step."""
         mean = await w.mean_gradient(s.x, w.sample())
-        heavy_ball(s.x, s.m, mean, w.lr, self.mu)
+        mix.heavy_ball(s.x, s.m, mean, w.lr, self.mu)
         w.record(tau=0)

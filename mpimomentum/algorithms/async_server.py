@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative
+from mpimomentum.codecs import mix
 from mpimomentum.worker import Mailbox, Requires, Vector, Window, Worker
 
 
@@ -105,8 +106,8 @@ class AsyncServer:
         while True:
             source, version, update = await s.updates.recv()
             tau = s.shard.version - version
-            s.v.mul_(self.mu).sub_(update)
-            await s.shard.add(w.rank, s.v)
+            for x, now in s.shard.writing():
+                mix.server_step(x, s.v[now], update[now], self.mu)
             w.record(tau=tau, source=source)
             await s.answers.send(source, s.shard.read(), s.shard.version)
 

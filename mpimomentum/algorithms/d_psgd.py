@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from mpimomentum.algorithms.checks import not_negative, one_of
+from mpimomentum.codecs import mix
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -76,7 +75,4 @@ class DPSGD:
 def mixed(weights: Mapping[int, float], models: Mapping[int, Vector]) -> Vector:
     """Return sum_j W_ij x_j, added in ascending order of j: the same bits on every transport."""
     ranks = sorted(models)
-    out = torch.mul(models[ranks[0]], weights[ranks[0]])
-    for j in ranks[1:]:
-        out.add_(models[j], alpha=weights[j])
-    return out
+    return mix.mix([models[j] for j in ranks], [weights[j] for j in ranks])

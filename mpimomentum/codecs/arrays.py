@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ Array: TypeAlias = Any
 
 C-contiguous; its shape does not matter where one dimension is spoken of, only its size.
 """
+
+A = TypeVar("A")
+"""The kind of array that was given, which is the kind that is returned."""
 
 
 def size(x: Array) -> int:

@@ -190,4 +190,6 @@ def _ends(ends: Array, n: int | None) -> Tensor:
 def _factor(name: str, factor: Any, like: Tensor) -> Any:
     if factor is None or isinstance(factor, float | int):
         return factor
+    if getattr(factor, "shape", None) == ():  # a number as an array
+        return _tensor(name, factor, (like.dtype,)).view(())
     return _like(name, factor, like)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpimomentum.codecs.arrays import Array, empty_like, size
+from mpimomentum.codecs.arrays import A, Array, empty_like, size
 from mpimomentum.codecs.extension import kernels
 
 
-def average(x: Array, y: Array, out: Array | None = None) -> Array:
+def average(x: A, y: A, out: A | None = None) -> A:
     """Return ``0.5 (x + y)``: the same bits for (x, y) and (y, x), which ``lerp`` does not give.
 
     Parameters
@@ -21,7 +21,7 @@ def average(x: Array, y: Array, out: Array | None = None) -> Array:
     out : array, (n,), optional
         May be x or y.
     """
-    mean = empty_like(x, size(x)) if out is None else out
+    mean: A = empty_like(x, size(x)) if out is None else out
     kernels.average(x, y, mean)
     return mean
 
@@ -38,7 +38,7 @@ def exchange(x: Array, y: Array, delta: Array) -> None:
     kernels.exchange(x, y, delta)
 
 
-def mix(rows: Sequence[Array], weights: Sequence[float], out: Array | None = None) -> Array:
+def mix(rows: Sequence[A], weights: Sequence[float], out: A | None = None) -> A:
     """Return ``w_0 x_0 + w_1 x_1 + …``, added in this order.
 
     Parameters
@@ -48,7 +48,7 @@ def mix(rows: Sequence[Array], weights: Sequence[float], out: Array | None = Non
     out : array, (n,), optional
         May be one of the rows.
     """
-    total = empty_like(rows[0], size(rows[0])) if out is None else out
+    total: A = empty_like(rows[0], size(rows[0])) if out is None else out
     kernels.mix(rows, weights, total)
     return total
 
@@ -80,3 +80,8 @@ def server_step(x: Array, v: Array, u: Array, mu: float) -> None:
     mu : float
     """
     kernels.server_step(x, v, u, mu)
+
+
+def part(factor: float | Array, now: slice) -> float | Array:
+    """Return the factor of some of the coordinates: itself, if it is one number for all."""
+    return factor if isinstance(factor, float | int) or not factor.shape else factor[now]

@@ -6,6 +6,7 @@ A window's claim, publish and apply are separate events, as on MPI: others may a
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mpimomentum.worker import Handle, Vector
@@ -88,6 +89,12 @@ class VirtualWindow:
         self._simulation.departed()
         self._worker.travel(self._add(self._parts[rank], v, handle))
         return handle
+
+    def writing(self) -> Iterator[tuple[Vector, slice]]:
+        """Change the own vector; one add."""
+        self.drain()
+        yield self._x, slice(0, self.dim)
+        self.version += 1
 
     async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
         await self._simulation.transfer(self.rank, peer.rank, v.numel() * v.element_size())

@@ -8,6 +8,8 @@ sums without making pairs meet exactly. An oracle in tests, and the ground of mo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -78,6 +80,13 @@ class AccumulateWindow:
         self._sum(rank, v)
         self._count(_VERSION, rank, 1)
         return Handle.completed(None)
+
+    def writing(self) -> Iterator[tuple[Vector, slice]]:
+        """Change a copy of the own vector, then add what has changed: others may add meanwhile."""
+        before = self.read()
+        x = before.clone()
+        yield x, slice(0, self.dim)
+        self.add(self.rank, x.sub_(before))
 
     def average(self, rank: int) -> Handle[bool]:
         """Add d to the own vector and −d to `rank`'s, d = (x_rank − x_own)/2; never busy."""

@@ -12,9 +12,11 @@ Sums of the iterates, with what is in flight, are conserved under every interlea
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 import torch
 
+from mpimomentum.codecs import mix
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.progress import Engine, Poll
 from mpimomentum.transport.segment import MIXES, VERSION, Segment
@@ -135,6 +137,12 @@ class InboxWindow:
         self._last_add[rank] = adding
         return adding
 
+    def writing(self) -> Iterator[tuple[Vector, slice]]:
+        """Change the own vector piece by piece, each while it is in cache; one add."""
+        self.drain()
+        for piece in self._segment.writing(VERSION):
+            yield self._segment.x[piece], piece
+
     def average(self, rank: int) -> Handle[bool]:
         """Average with `rank`, or return False at once if one of the two is busy."""
         if rank == self.rank or self._segment.dims[rank] != self.dim:
@@ -212,8 +220,7 @@ class InboxWindow:
         x, (x_peer, inbox_peer) = self._segment.x, views
         self._memory.fence()  # acquire x_j as it was when its owner was claimed
         for piece in self._segment.writing(MIXES):
-            torch.sub(x[piece], x_peer[piece], out=inbox_peer[piece])
-            x[piece].sub_(inbox_peer[piece], alpha=0.5)
+            mix.exchange(x[piece], x_peer[piece], inbox_peer[piece])
 
     async def _average_remote(self, peer: int, claim: int) -> bool:
         if self._scratch is None:

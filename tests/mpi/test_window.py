@@ -85,6 +85,35 @@ def test_get_is_whole_and_has_the_version_it_was_read_at(make_worker, nodes):
     w.run(body())
 
 
+def test_a_written_vector_is_seen_whole_and_counts_as_one_add(make_worker, nodes):
+    w = make_worker()
+    dim = 700_001  # three chunks, the last one odd
+    steps = 40
+
+    async def body():
+        window = w.window("x", torch.zeros(dim))
+        done = w.counter("done")
+        await w.start()
+        if w.rank == 0:
+            for step in range(steps):
+                covered = torch.zeros(dim)
+                for x, now in window.writing():
+                    x += 1
+                    covered[now] += 1
+                assert covered.min() == covered.max() == 1
+                assert window.version == step + 1
+                await NextPoll()
+            await done.fetch_add(1)
+        while w.rank and not await done.fetch_add(0):
+            x, version = await window.get(0)
+            assert x.min() == x.max() == version
+        await w.quiesce()
+        assert torch.equal((await window.get(0))[0], torch.full((dim,), float(steps)))
+        await w.release()
+
+    w.run(body())
+
+
 def test_an_average_makes_both_ends_equal_and_moves_its_bytes(make_worker, nodes):
     w = make_worker()
 

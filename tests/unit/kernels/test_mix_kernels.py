@@ -74,6 +74,13 @@ def test_heavy_ball(
         assert_same(x, wanted_x)
 
 
+def test_a_number_as_an_array_is_a_number(implementation: str) -> None:
+    for lr in (torch.tensor(0.5), np.array(0.5, np.float32)):
+        x, m, g = torch.zeros(3), torch.zeros(3), torch.ones(3)
+        mm.mix.heavy_ball(x, m, g, lr, 0.9)
+        assert x.tolist() == [-0.5] * 3
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_server_step(implementation: str, rng: np.random.Generator, dtype: Any) -> None:
     for n, offset in sizes(implementation, rng):
