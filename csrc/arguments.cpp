@@ -1,5 +1,7 @@
 #include "arguments.h"
 
+#include <algorithm>
+
 #ifdef MM_CUDA
 #include "cuda_device.h"
 #endif
@@ -127,10 +129,7 @@ constexpr DType dtype_of() {
 
 }  // namespace
 
-Call::Call(const char* function) : function_(function) {
-  given_.reserve(8);
-  buffers_.reserve(8);
-}
+Call::Call(const char* function) : function_(function) {}
 
 Call::~Call() {
   for (Py_buffer& buffer : buffers_) PyBuffer_Release(&buffer);
@@ -225,14 +224,13 @@ Array Call::read(const char* name, nb::handle object, DTypes wanted, Use use, bo
   } else {
     refuse_type(std::string(name) + " must be a numpy, torch or cupy array, got " + kind(object));
   }
-  bool right = false;
-  std::string names;
-  for (const DType dtype : wanted) {
-    right = right || found.dtype == dtype;
-    names += (names.empty() ? "" : " or ") + std::string(named(dtype).name);
-  }
-  if (!right) {
-    refuse_type(std::string(name) + " must be " + names + ", got " + text(object.attr("dtype")));
+  if (std::find(wanted.begin(), wanted.end(), found.dtype) == wanted.end()) {
+    std::string names;
+    for (const DType dtype : wanted) {
+      names += (names.empty() ? "" : " or ") + std::string(named(dtype).name);
+    }
+    refuse_type(std::string(name) + " must be " + names + ", got " +
+                text(nb::getattr(object, "dtype", nb::str("other things"))));
   }
   if (reinterpret_cast<std::uintptr_t>(found.data) % item_size(found.dtype) != 0) {
     refuse_value(std::string(name) + " does not begin at a multiple of " +
@@ -342,10 +340,10 @@ void Call::keep(const Array& array, Use use) {
 }
 
 const Implementation& Call::begin() {
-  device_ = given_.front().device;
+  device_ = given_.begin()->device;
   for (const Given& other : given_) {
     if (other.device != device_) {
-      refuse_value(std::string(given_.front().name) + " is on " + place(device_) + " and " +
+      refuse_value(std::string(given_.begin()->name) + " is on " + place(device_) + " and " +
                    other.name + " on " + place(other.device) + ": they must be in one place");
     }
   }
@@ -353,7 +351,7 @@ const Implementation& Call::begin() {
   if (device_ == kCpu) return cpu();
   const Implementation* kernels = cuda_or_null();
   if (kernels == nullptr) {
-    refuse_value(std::string(given_.front().name) + " is on " + place(device_) +
+    refuse_value(std::string(given_.begin()->name) + " is on " + place(device_) +
                  ", and this build has no CUDA kernels: install where nvcc is, with "
                  "MPIMOMENTUM_CUDA=1, or move the arrays to the CPU");
   }

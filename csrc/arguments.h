@@ -36,6 +36,32 @@ struct Array {
 
 constexpr int kCpu = -1;
 
+// A list that allocates only beyond its first elements: a call has few arguments, and two
+// allocations would be a tenth of it.
+template <typename T>
+class Few {
+ public:
+  void push_back(const T& value) {
+    if (size_ == kInline && more_.empty()) more_.assign(first_, first_ + kInline);
+    if (size_ < kInline) {
+      first_[size_] = value;
+    } else {
+      more_.push_back(value);
+    }
+    ++size_;
+  }
+  T* begin() { return size_ > kInline ? more_.data() : first_; }
+  T* end() { return begin() + size_; }
+  const T* begin() const { return size_ > kInline ? more_.data() : first_; }
+  const T* end() const { return begin() + size_; }
+
+ private:
+  static constexpr int kInline = 6;
+  T first_[kInline];
+  std::vector<T> more_;  // all of them, once there are more
+  int size_ = 0;
+};
+
 // One call of an operation: reads its arguments, then runs a kernel where they are.
 class Call {
  public:
@@ -120,8 +146,8 @@ class Call {
   int device_ = kCpu;
   Stream stream_ = nullptr;
   bool torch_ = false;  // whose current stream it is on CUDA; else cupy's
-  std::vector<Given> given_;
-  std::vector<Py_buffer> buffers_;
+  Few<Given> given_;
+  Few<Py_buffer> buffers_;
 };
 
 }  // namespace mm
