@@ -126,6 +126,17 @@ __device__ inline std::int64_t find_segment(const std::int64_t* ends, std::int64
   return low;
 }
 
+// Where segment s of those find_segment gave, low ... high, lies within begin ... end.
+struct Range {
+  std::int64_t from, to;
+};
+__device__ inline Range part_within(std::int64_t begin, std::int64_t end, const std::int64_t* ends,
+                                    std::int64_t low, std::int64_t high, std::int64_t s) {
+  const std::int64_t from = s == low ? begin : ends[s - 1];
+  const std::int64_t to = s == high ? end : ends[s];
+  return {from < begin ? begin : from, to > end ? end : to};
+}
+
 template <int V, typename T>
 __device__ Vec<T, V> load_factor(const Factor<T>& factor, std::int64_t i) {
   Vec<T, V> f;

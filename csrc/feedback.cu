@@ -117,14 +117,13 @@ __device__ void mixed_block(const Feedback<T>& op, std::int64_t n, std::int64_t 
     if (this_lane() == 0) store_word(op.bits + group / 8, word, (end - group + 7) / 8);
   }
   for (std::int64_t s = low; s <= high; ++s) {
-    const std::int64_t from = s == low ? begin : op.scale.ends[s - 1];
-    const std::int64_t to = s == high ? end : op.scale.ends[s];
+    const Range part = part_within(begin, end, op.scale.ends, low, high, s);
     T sums[2] = {};
     for (std::int64_t i = begin + this_lane(); i < end; i += 2 * kWarpSize) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const std::int64_t at = i + half * kWarpSize;
-        if (from <= at && at < to) sums[half] = sums[half] + fabs(op.p[at]);
+        if (part.from <= at && at < part.to) sums[half] = sums[half] + fabs(op.p[at]);
       }
     }
     const double sum = add_lanes<1>(sums);
@@ -172,16 +171,12 @@ __device__ double ordered_sum(const double* values, std::int64_t count) {
   return sum;
 }
 
-// The sum of what coordinates begin ... end - 1 of a segment left in `sums`, one for every `size`.
-__device__ double segment_sum(const double* sums, std::int64_t segment, std::int64_t begin,
-                              std::int64_t end, std::int64_t size) {
-  if (end <= begin) return 0;
-  const std::int64_t first = begin / size;
-  return ordered_sum(sums + first + segment, (end - 1) / size + 1 - first);
-}
-
-__device__ std::int64_t begin_of(const std::int64_t* ends, std::int64_t segment) {
-  return segment == 0 ? 0 : ends[segment - 1];
+// The sum of what a part of a segment left in `sums`, one for every `size` coordinates.
+__device__ double segment_sum(const double* sums, std::int64_t segment, Range part,
+                              std::int64_t size) {
+  if (part.to <= part.from) return 0;
+  const std::int64_t first = part.from / size;
+  return ordered_sum(sums + first + segment, (part.to - 1) / size + 1 - first);
 }
 
 // A thread block adds the block sums of a superblock, a warp those of one segment.
@@ -195,9 +190,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const std::int64_t low = find_segment(ends, 0, segments - 1, begin);
     const std::int64_t high = find_segment(ends, low, segments - 1, end - 1);
     for (std::int64_t s = low + threadIdx.x / kWarpSize; s <= high; s += kWarps) {
-      const std::int64_t from = s == low ? begin : begin_of(ends, s);
-      const std::int64_t to = s == high ? end : ends[s];
-      const double sum = segment_sum(sums, s, from, to, kBlock);
+      const Range part = part_within(begin, end, ends, low, high, s);
+      const double sum = segment_sum(sums, s, part, kBlock);
       if (this_lane() == 0) super_sums[super + s] = sum;
     }
   }
@@ -205,9 +199,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
     add_superblocks(const double* super_sums, const std::int64_t* ends, std::int64_t segments,
-                    double* l1) {
+                    std::int64_t n, double* l1) {
   for (std::int64_t s = this_warp(); s < segments; s += all_warps()) {
-    const double sum = segment_sum(super_sums, s, begin_of(ends, s), ends[s], kSuperblock);
+    const Range part = part_within(0, n, ends, 0, segments - 1, s);
+    const double sum = segment_sum(super_sums, s, part, kSuperblock);
     if (this_lane() == 0) l1[s] = sum;
   }
 }
@@ -230,7 +225,7 @@ void ef(T* p, const T* g, std::int64_t n, Factor<T> lr, Factor<T> scale, Bits* b
     launch("ef", blocks, stream, kernel, op, n);
     launch("ef", superblocks * kWarps, stream, add_blocks, sums, scale.ends, segments, n,
            super_sums);
-    launch("ef", segments, stream, add_superblocks, super_sums, scale.ends, segments, l1);
+    launch("ef", segments, stream, add_superblocks, super_sums, scale.ends, segments, n, l1);
   } else if (segments > 0) {
     check(cudaMemsetAsync(l1, 0, segments * sizeof(double), static_cast<cudaStream_t>(stream)),
           "ef");

@@ -220,8 +220,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           }
         }
       }
-      const std::int64_t from = s == low ? begin : op.ends[s - 1] - op.first;
-      const std::int64_t to = s == high ? end : op.ends[s] - op.first;
+      const Range part = part_within(op.first + begin, op.first + end, op.ends, low, high, s);
+      const std::int64_t from = part.from - op.first;
+      const std::int64_t to = part.to - op.first;
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         const std::int64_t i = begin + u * kChunk + this_lane() * V;
