@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mpimomentum.codecs import extension
 from mpimomentum.runtime.errors import BadInput
 
 RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
@@ -16,6 +17,11 @@ RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
     ),
     "MPIMOMENTUM_BACKOFF_S": ("0.0002", "Nap between two polls of the communication thread."),
     "MPIMOMENTUM_DRIVER": ("thread", "inline: everything in one thread, for debugging."),
+    "MPIMOMENTUM_ISA": ("the best", "baseline, avx2 or avx512: what the kernels may use."),
+    "MPIMOMENTUM_CUDA": (
+        "",
+        "Read by the installation: 1 demands CUDA kernels, 0 leaves them out.",
+    ),
     "MPIMOMENTUM_FAKE_NODES": ("", "Tests only: ranks of one node believe they are on so many."),
     "MPIMOMENTUM_TRACE": ("", "Not read yet: traces of a run."),
     "MPIMOMENTUM_DEVICE": ("", "Not read yet: where models live."),
@@ -46,6 +52,10 @@ def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
     driver = environ.get("MPIMOMENTUM_DRIVER", "thread")
     if driver not in DRIVERS:
         raise BadInput(f"MPIMOMENTUM_DRIVER={driver}: choose 'thread' or 'inline'")
+    isa = environ.get("MPIMOMENTUM_ISA")
+    if isa and extension.built() and isa not in extension.kernels.instruction_sets():
+        known = ", ".join(extension.kernels.instruction_sets())
+        raise BadInput(f"MPIMOMENTUM_ISA={isa}: this build and processor have {known}")
     fake = environ.get("MPIMOMENTUM_FAKE_NODES", "1")
     if not fake.isdigit() or int(fake) < 1:
         raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake}: a number of nodes from 1 up is needed")

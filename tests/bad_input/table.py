@@ -289,6 +289,7 @@ OUT = [
 
 RUNTIME = [
     env("MPIMOMENTUM_DRIVER", "threads", "choose 'thread' or 'inline'"),
+    env("MPIMOMENTUM_ISA", "mmx", "this build and processor have baseline"),
     env("MPIMOMENTUM_TIMEOUT_S", "0", "above 0"),
     env("MPIMOMENTUM_TIMEOUT_S", "soon", "seconds"),
     env("MPIMOMENTUM_BACKOFF_S", "-1", "above 0"),
