@@ -98,6 +98,8 @@ void ef(T* p, const T* g, std::int64_t n, Factor<T> lr, Factor<T> scale, Bits* b
     Vector<T> lanes[kLanes / kWidth<T>] = {};
     std::int64_t j = i;
     for (; j + kGroup <= end; j += kGroup) {
+      fetch_ahead(p + j);
+      fetch_ahead(g + j);
       store_word(bits + j / 8, ef_group(p + j, g + j, rates.at(j), scales.at(j), lanes));
     }
     if (j < end) {

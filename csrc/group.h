@@ -9,6 +9,16 @@ namespace mm::MM_ISA {
 
 constexpr int kGroup = 64;
 
+// Has the group that lies 1 KiB ahead brought to the cache: the processor's own prefetching stops
+// at every page. What is fetched may lie beyond the array.
+template <typename T>
+MM_INLINE void fetch_ahead(const T* x) {
+  const std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(x) + 1024;
+  for (std::size_t line = 0; line < kGroup * sizeof(T); line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(ahead + line));
+  }
+}
+
 // The last elements of an array, fewer than a group, padded with 0.
 template <typename T>
 struct Rest {

@@ -48,6 +48,8 @@ template <typename T>
 void average(const T* x, const T* y, std::int64_t n, T* out, Stream) {
   const bool streamed = too_long_for_caches<T>(n) && out != x && out != y;
   const auto group = [=](std::int64_t i, auto put) {
+    fetch_ahead(x + i);
+    fetch_ahead(y + i);
     for (std::int64_t j = i; j < i + kGroup; j += kWidth<T>) {
       put(out + j, (load(x + j) + load(y + j)) * T(0.5));
     }
@@ -58,6 +60,8 @@ void average(const T* x, const T* y, std::int64_t n, T* out, Stream) {
 template <typename T>
 void exchange(T* x, const T* y, std::int64_t n, T* delta, Stream) {
   const auto group = [=](std::int64_t i, auto put) {
+    fetch_ahead(x + i);
+    fetch_ahead(y + i);
     for (std::int64_t j = i; j < i + kGroup; j += kWidth<T>) {
       const Vector<T> mine = load(x + j), difference = mine - load(y + j);
       put(delta + j, difference);
@@ -77,6 +81,7 @@ void mix(const T* const* rows, const T* weights, std::int64_t k, std::int64_t n,
   for (std::int64_t j = 0; j < k; ++j) streamed = streamed && rows[j] != out;
   const auto group = [=](std::int64_t i, auto put) {
     constexpr int kVectors = 4;
+    for (std::int64_t j = 0; j < k; ++j) fetch_ahead(rows[j] + i);
     for (const std::int64_t end = i + kGroup; i < end; i += kVectors * kWidth<T>) {
       Vector<T> sum[kVectors];
       for (int v = 0; v < kVectors; ++v) sum[v] = load(rows[0] + i + v * kWidth<T>) * weights[0];
@@ -99,6 +104,9 @@ void heavy_ball(T* x, T* m, const T* g, std::int64_t n, Factor<T> lr, T mu, Stre
   Factors<T> rates(lr);
   std::int64_t i = 0;
   for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
+    fetch_ahead(m + i);
+    fetch_ahead(g + i);
     const T* rate = rates.at(i);
     for (int j = 0; j < kGroup; j += kWidth<T>) {
       const Vector<T> momentum = load(m + i + j) * mu + load(g + i + j);
@@ -117,6 +125,9 @@ template <typename T>
 void server_step(T* x, T* v, const T* u, std::int64_t n, T mu, Stream) {
   std::int64_t i = 0;
   for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
+    fetch_ahead(v + i);
+    fetch_ahead(u + i);
     for (std::int64_t j = i; j < i + kGroup; j += kWidth<T>) {
       const Vector<T> velocity = load(v + j) * mu - load(u + j);
       store(v + j, velocity);

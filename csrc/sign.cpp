@@ -16,7 +16,10 @@ MM_INLINE std::uint64_t pack_group(const T* x) {
 template <typename T>
 void pack(const T* x, std::int64_t n, Bits* bits, Stream) {
   std::int64_t i = 0;
-  for (; i + kGroup <= n; i += kGroup) store_word(bits + i / 8, pack_group(x + i));
+  for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
+    store_word(bits + i / 8, pack_group(x + i));
+  }
   if (i < n) store_word(bits + i / 8, pack_group(Rest<T>(x + i, n - i).values), n - i);
 }
 
@@ -32,6 +35,7 @@ void pack16(const std::uint16_t* x, std::int64_t n, std::uint16_t minus_infinity
             Stream) {
   std::int64_t i = 0;
   for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
     store_word(bits + i / 8, pack16_group(x + i, minus_infinity));
   }
   if (i < n) {
@@ -72,6 +76,8 @@ template <typename T>
 void signum(T* m, const T* g, std::int64_t n, T beta, T one_minus_beta, Bits* bits, Stream) {
   std::int64_t i = 0;
   for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(m + i);
+    fetch_ahead(g + i);
     store_word(bits + i / 8, signum_group(m + i, g + i, beta, one_minus_beta));
   }
   if (i < n) {
@@ -103,7 +109,10 @@ template <typename T>
 void apply_plain(T* x, const Bits* bits, std::int64_t n, const Factor<T>& step) {
   Factors<T> steps(step);
   std::int64_t i = 0;
-  for (; i + kGroup <= n; i += kGroup) apply_group(x + i, load_word(bits + i / 8), steps.at(i));
+  for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
+    apply_group(x + i, load_word(bits + i / 8), steps.at(i));
+  }
   if (i < n) {
     Rest<T> rest(x + i, n - i);
     apply_group(rest.values, load_word(bits + i / 8, n - i), steps.at(i, n - i));
@@ -117,6 +126,7 @@ void apply_shrinking(T* x, const Bits* bits, std::int64_t n, const Factor<T>& st
   Factors<T> steps(step), shrinks(shrink);
   std::int64_t i = 0;
   for (; i + kGroup <= n; i += kGroup) {
+    fetch_ahead(x + i);
     apply_group(x + i, load_word(bits + i / 8), steps.at(i), shrinks.at(i));
   }
   if (i < n) {
