@@ -70,6 +70,7 @@ def simulate(args: str, *words: str) -> Row:
 
 
 THIRD = [[1 / 3] * 3] * 3
+SIGNUM = "train --algorithm signum"
 PAIRED = "--algorithm ad-psgd --variant paired"
 IDX = "train-images-idx3-ubyte"
 DIGITS = gzip.compress(b"0," * 64 + b"7\n")
@@ -159,6 +160,21 @@ RANGES = [
     Row("train --algorithm async-server --servers 0", ("servers=0", "at least one rank")),
     simulate("--algorithm async-server --servers 5", "servers=5", "start more ranks"),
     simulate("--algorithm async-server --servers 4 --dedicated", "servers=4", "start more ranks"),
+    Row(f"{SIGNUM} --beta 1", ("beta=1.0", "[0, 1)")),
+    Row(f"{SIGNUM} --scale layers --error-feedback", ("scale='layers'", "'layer'")),
+    Row(f"{SIGNUM} --scale layer", ("scale='layer'", "set error_feedback too")),
+    Row(f"{SIGNUM} --adversaries 2:lie", ("'2:lie'", "RANK:BEHAVIOUR", "invert and random")),
+    Row(f"{SIGNUM} --adversaries 2", ("'2'", "RANK:BEHAVIOUR")),
+    Row(f"{SIGNUM} --adversaries 1:invert,1:random", ("rank 1 twice", "name it once")),
+    Row(
+        f"{SIGNUM} --error-feedback --adversaries 1:invert",
+        (
+            "'1:invert'",
+            "leave one of the two out",
+        ),
+    ),
+    simulate("--algorithm signum --adversaries 4:invert", "no rank 4", "the ranks are 0 to 3"),
+    Row("train --adversaries 1:invert", ("ad-psgd has no such parameter", "leave adversaries out")),
     Row("train --slow 0=2", ("'0=2'", "RANK:FACTOR")),
     Row("train --slow 0:0", ("'0:0'", "RANK:FACTOR")),
     Row("train --slow x:2", ("'x:2'", "RANK:FACTOR")),

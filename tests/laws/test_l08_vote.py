@@ -137,9 +137,9 @@ def test_an_adversary_leaves_the_padding_alone(behaviour: str, n: int) -> None:
 
 
 def test_agreement_is_the_share_of_votes_with_the_majority() -> None:
-    run = mm.simulate(mm.Signum(0.0, beta=0.0), signal(1.0), 3, steps=33, seed=SEED)
+    run = mm.simulate(mm.Signum(0.0, beta=0.0), signal(1.0), 3, steps=129, seed=SEED)
     rows = [r for r in run.records if "agreement" in r]
-    assert {r["step"] for r in rows} == {0, 16, 32}
+    assert {r["step"] for r in rows} == {0, 64, 128}
     p = float(norm.cdf(-1))
     expected = sum(binom.pmf(k, 3, p) * max(k, 3 - k) / 3 for k in range(4))
     found = np.mean([r["agreement"] for r in rows])
