@@ -6,38 +6,52 @@
 namespace mm::cuda {
 namespace {
 
-// Bytes i ... i + 3 of a row of m bytes; 0 for what lies beyond. The rows of a matrix of any stride
-// start anywhere: the two aligned words around are read, and shifted. They hold no byte beyond the
-// row, and before it only what shares a word with its first byte.
-__device__ unsigned load_word(const Bits* row, std::int64_t i, std::int64_t m) {
-  const Bits* const at = row + i;
-  const unsigned offset = reinterpret_cast<std::uintptr_t>(at) % 4;
-  if (offset == 0 && i + 4 <= m) return *reinterpret_cast<const unsigned*>(at);
-  if (i + 8 <= m) {
-    const auto* const words = reinterpret_cast<const unsigned*>(at - offset);
-    return __funnelshift_r(words[0], words[1], 8 * offset);
-  }
-  unsigned word = 0;
-#pragma unroll
-  for (int b = 0; b < 4; ++b) {
-    if (i + b < m) word |= unsigned{at[b]} << 8 * b;
-  }
-  return word;
-}
-
 // W words, each counted by itself.
 template <int W>
 using Words = Vec<unsigned, W>;
 
-template <int W>
-__device__ Words<W> load_words(const Bits* row, std::int64_t i, std::int64_t m) {
-  if constexpr (W > 1) {
-    if (i + 4 * W <= m) return *reinterpret_cast<const Words<W>*>(row + i);
-  }
-  Words<W> words;
+// The words at byte i of rows j ... j + R - 1, 0 for rows from k on and for bytes beyond the m of a
+// row. The rows of a matrix of any stride start anywhere: for W = 1 the two aligned words around
+// are read, and shifted when all are on their way. They hold no byte beyond the row, and before it
+// only what shares a word with its first byte. W = 4 needs rows that are aligned to 16 bytes.
+template <int W, int R>
+__device__ void load_rows(const Bits* rows, std::int64_t k, std::int64_t stride, std::int64_t j,
+                          std::int64_t i, std::int64_t m, Words<W> (&row)[R]) {
 #pragma unroll
-  for (int w = 0; w < W; ++w) words[w] = load_word(row, i + 4 * w, m);
-  return words;
+  for (int r = 0; r < R; ++r) row[r] = {};
+  const Bits* const first = rows + j * stride + i;
+  if (W == 4 && i + 4 * W <= m) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (j + r < k) row[r] = *reinterpret_cast<const Words<W>*>(first + r * stride);
+    }
+  } else if (W == 1 && i + 8 <= m) {
+    unsigned high[R] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (j + r >= k) break;
+      const Bits* const at = first + r * stride;
+      const unsigned offset = reinterpret_cast<std::uintptr_t>(at) % 4;
+      const auto* const words = reinterpret_cast<const unsigned*>(at - offset);
+      row[r][0] = words[0];
+      if (offset != 0) high[r] = words[1];
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const unsigned offset = reinterpret_cast<std::uintptr_t>(first + r * stride) % 4;
+      row[r][0] = __funnelshift_r(row[r][0], high[r], 8 * offset);
+    }
+  } else {
+    for (std::int64_t b = 0; b < 4 * W && i + b < m; ++b) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+#pragma unroll
+        for (int w = 0; w < W; ++w) {
+          if (j + r < k && b / 4 == w) row[r][w] |= unsigned{first[r * stride + b]} << b % 4 * 8;
+        }
+      }
+    }
+  }
 }
 
 // Adds three bits in every place: low is their sum's bit 0, the result bit 1.
@@ -62,11 +76,7 @@ __device__ void tally(const Bits* rows, std::int64_t k, std::int64_t stride, std
   for (int p = 0; p < P; ++p) planes[p] = {};
   for (std::int64_t j = 0; j < k; j += 8) {
     Words<W> row[8];
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      row[r] = {};
-      if (j + r < k) row[r] = load_words<W>(rows + (j + r) * stride, i, m);
-    }
+    load_rows(rows, k, stride, j, i, m, row);
     Words<W> twos[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) twos[r] = carry_save(planes[0], row[2 * r], row[2 * r + 1]);
@@ -182,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     decode_tiles(const __grid_constant__ Decode<T> op) {
   constexpr int kChunk = kWarpSize * V;
   constexpr int U = kTile / kChunk;
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = 16 / sizeof(T);
   const std::int64_t n = op.n;
   const std::int64_t m = (n + 7) / 8;
   for (std::int64_t tile = this_warp(); tile * kTile < n; tile += all_warps()) {
@@ -198,21 +208,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int c = 0; c < V; ++c) sum[u][c] = T(-0.0);  // -0 + t is t, and +0 where t is +0
       }
       for (std::int64_t j = 0; j < op.k; j += kAtOnce) {
-        unsigned words[kAtOnce];
         T scales[kAtOnce];
 #pragma unroll
         for (int r = 0; r < kAtOnce; ++r) {
-          if (j + r >= op.k) break;
-          words[r] = load_word(op.rows + (j + r) * op.stride, begin / 8 + 4 * this_lane(), m);
-          scales[r] = op.scales[(j + r) * op.segments + s];
+          if (j + r < op.k) scales[r] = op.scales[(j + r) * op.segments + s];
         }
+        Words<1> words[kAtOnce];
+        load_rows(op.rows, op.k, op.stride, j, begin / 8 + 4 * this_lane(), m, words);
 #pragma unroll
         for (int r = 0; r < kAtOnce; ++r) {
           if (j + r >= op.k) break;
 #pragma unroll
           for (int u = 0; u < U; ++u) {
-            const unsigned word = __shfl_sync(kAllLanes, words[r], u * V + this_lane() * V / 32) >>
-                                  (this_lane() * V % 32);
+            const unsigned word =
+                __shfl_sync(kAllLanes, words[r][0], u * V + this_lane() * V / 32) >>
+                (this_lane() * V % 32);
 #pragma unroll
             for (int c = 0; c < V; ++c) {
               sum[u][c] = sum[u][c] + flip(scales[r], word >> c & 1);

@@ -20,6 +20,13 @@ MPIMOMENTUM_SANITIZE=address,undefined MPIMOMENTUM_CUDA=emulate python setup.py 
 compgen -G 'build/sanitized/mpimomentum/codecs/_csrc*.so' >/dev/null ||
   { cat "$log"; die "the extension was not built; the compiler's output is above"; }
 
+say "ends of segments that are wrong, under address,undefined"
+g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off \
+  -Wno-unknown-pragmas -DMM_CUDA_EMULATED -Icsrc -Itests/cuda_on_cpu \
+  tests/cuda_on_cpu/wrong_ends.cpp -x c++ csrc/sign.cu csrc/feedback.cu csrc/rows.cu \
+  -o build/sanitized/wrong_ends
+build/sanitized/wrong_ends
+
 say "the kernels' tests under address,undefined"
 # python -m puts it first, and importlib no other before it: this build is the one imported
 cd build/sanitized
