@@ -47,28 +47,27 @@ DType from_typestr(const std::string& typestr) {  // "<f4"
   return DType::other;
 }
 
-// What is looked at in torch, kept from the first time that a tensor comes. Never freed: at the
-// interpreter's end there would be nobody to free it.
+// What is looked at in torch, kept from the first time that a tensor comes: attributes and methods
+// of the class, called with the tensor, since looking each up in the tensor costs as much again.
+// Never freed: at the interpreter's end there would be nobody to free it.
 struct Torch {
   PyTypeObject* tensor;
   nb::object dtypes[7];
   nb::object data_ptr, numel, is_contiguous, requires_grad, dtype, is_cpu, is_cuda;
 
-  explicit Torch(const nb::object& torch)
-      : tensor(reinterpret_cast<PyTypeObject*>(torch.attr("Tensor").inc_ref().ptr())) {
+  explicit Torch(const nb::object& torch) {
+    const nb::object type = torch.attr("Tensor");
+    tensor = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
     for (const Named& d : kDTypes) {
       dtypes[static_cast<int>(d.dtype)] = nb::getattr(torch, d.name, nb::none());
     }
-    const auto interned = [](const char* s) {
-      return nb::steal<nb::object>(PyUnicode_InternFromString(s));
-    };
-    data_ptr = interned("data_ptr");
-    numel = interned("numel");
-    is_contiguous = interned("is_contiguous");
-    requires_grad = interned("requires_grad");
-    dtype = interned("dtype");
-    is_cpu = interned("is_cpu");
-    is_cuda = interned("is_cuda");
+    data_ptr = type.attr("data_ptr");
+    numel = type.attr("numel");
+    is_contiguous = type.attr("is_contiguous");
+    requires_grad = type.attr("requires_grad");
+    dtype = type.attr("dtype");
+    is_cpu = type.attr("is_cpu");
+    is_cuda = type.attr("is_cuda");
   }
 
   DType dtype_of(nb::handle tensor) const {
@@ -79,20 +78,22 @@ struct Torch {
     return DType::other;
   }
 
-  static nb::object get(nb::handle tensor, const nb::object& name) {
-    return raised_if_null(PyObject_GetAttr(tensor.ptr(), name.ptr()));
+  static nb::object get(nb::handle tensor, const nb::object& attribute) {
+    return raised_if_null(Py_TYPE(attribute.ptr())
+                              ->tp_descr_get(attribute.ptr(), tensor.ptr(),
+                                             reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()))));
   }
 
-  static nb::object call(nb::handle tensor, const nb::object& name) {
-    return raised_if_null(PyObject_CallMethodNoArgs(tensor.ptr(), name.ptr()));
+  static nb::object call(nb::handle tensor, const nb::object& method) {
+    return raised_if_null(PyObject_CallOneArg(method.ptr(), tensor.ptr()));
   }
 
-  static bool is(nb::handle tensor, const nb::object& name) {
-    return get(tensor, name).ptr() == Py_True;
+  static bool is(nb::handle tensor, const nb::object& attribute) {
+    return get(tensor, attribute).ptr() == Py_True;
   }
 
-  static std::int64_t number(nb::handle tensor, const nb::object& name) {
-    return PyLong_AsLongLong(call(tensor, name).ptr());
+  static std::int64_t number(nb::handle tensor, const nb::object& method) {
+    return PyLong_AsLongLong(call(tensor, method).ptr());
   }
 
  private:
