@@ -35,8 +35,7 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
         ),
         "consensus distance": _number(summary["consensus_distance"], ".2e"),
         "updates per rank": _few(summary["updates_per_rank"]),
-        "bytes sent": _size(summary["bytes_sent"])
-        + f"  ({_number(summary['bytes_ratio'], '.3g')} of an fp32 allreduce's)",
+        "bytes sent": _size(summary["bytes_sent"], summary["bytes_ratio"]),
         "time": _shares(summary["time_split_s"]["total"]),
         "busy rate": _number(summary["busy_rate"], ".1%"),
         "virtual time": _number(summary.get("virtual_s"), ".2f") + " s",
@@ -65,12 +64,13 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _size(nbytes: float) -> str:
-    """Return a number of bytes in the unit that it has up to four digits in front of."""
+def _size(nbytes: float, ratio: float | None) -> str:
+    """Return a number of bytes with up to four digits, and what it is beside an allreduce."""
     units = ["B", "kB", "MB", "GB", "TB", "PB"]
     while nbytes >= 1e4 and len(units) > 1:
         nbytes, units = nbytes / 1e3, units[1:]
-    return f"{nbytes:.0f} {units[0]}"
+    beside = "" if ratio is None else f"  ({ratio:.3g} of an fp32 allreduce's)"
+    return f"{nbytes:.0f} {units[0]}{beside}"
 
 
 def _shares(seconds: Mapping[str, float]) -> str:
