@@ -38,6 +38,7 @@ EMULATION = [
 ]
 NVCC_FLAGS = [
     *("-std=c++17", "-O3", "-fmad=false", "--threads=2", "--cudart=static"),
+    "-Xfatbin=-compress-all",  # a quarter of the size
     *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"),
     "-gencode=arch=compute_90,code=compute_90",  # PTX, for what comes later
     "-Xcompiler=-fPIC,-fvisibility=hidden",

@@ -126,15 +126,14 @@ __device__ inline std::int64_t find_segment(const std::int64_t* ends, std::int64
   return low;
 }
 
-// Where segment s of those find_segment gave, low ... high, lies within begin ... end.
+// Where segment s of those find_segment gave, low ... high, lies in begin ... end.
 struct Range {
   std::int64_t from, to;
 };
 __device__ inline Range part_within(std::int64_t begin, std::int64_t end, const std::int64_t* ends,
                                     std::int64_t low, std::int64_t high, std::int64_t s) {
-  const std::int64_t from = s == low ? begin : ends[s - 1];
-  const std::int64_t to = s == high ? end : ends[s];
-  return {from < begin ? begin : from, to > end ? end : to};
+  const auto inside = [&](std::int64_t i) { return i < begin ? begin : i > end ? end : i; };
+  return {s == low ? begin : inside(ends[s - 1]), s == high ? end : inside(ends[s])};
 }
 
 template <int V, typename T>

@@ -231,17 +231,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         }
       }
       const Range part = part_within(op.first + begin, op.first + end, op.ends, low, high, s);
-      const std::int64_t from = part.from - op.first;
-      const std::int64_t to = part.to - op.first;
+      // in the tile
+      const int from = static_cast<int>(part.from - op.first - begin);
+      const int to = static_cast<int>(part.to - op.first - begin);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        const std::int64_t i = begin + u * kChunk + this_lane() * V;
-        if (from <= i && i + V <= to) {
-          store<V>(op.out + i, sum[u]);
+        const int at = u * kChunk + this_lane() * V;
+        if (from <= at && at + V <= to) {
+          store<V>(op.out + begin + at, sum[u]);
         } else {
 #pragma unroll
           for (int c = 0; c < V; ++c) {
-            if (from <= i + c && i + c < to) op.out[i + c] = sum[u][c];
+            if (from <= at + c && at + c < to) op.out[begin + at + c] = sum[u][c];
           }
         }
       }
