@@ -94,7 +94,7 @@ def _signs(a: Arrays) -> list[Operation]:
     sign = mm.sign
     packers: dict[str, Run] = {
         "numpy.packbits": partial(rivals.pack_numpy, a.x.numpy()),
-        "torch, shifts": partial(rivals.pack_torch, a.x),
+        "torch shifts": partial(rivals.pack_torch, a.x),
         "DeepSpeed-style": partial(rivals.pack_deepspeed, a.x),
         "bit2byte-style": partial(rivals.pack_bit2byte, a.x),
         "a byte a sign": partial(rivals.bytes_of_signs, a.x),
@@ -126,7 +126,7 @@ def _votes(a: Arrays) -> list[Operation]:
 
 def _steps(a: Arrays) -> list[Operation]:
     def row(name: str, moved: float, goal: float | None, run: Run, rival: Run) -> Operation:
-        return Operation(name, moved, run, MEMCPY, goal, {"torch, numpy": rival})
+        return Operation(name, moved, run, MEMCPY, goal, {"torch and numpy": rival})
 
     sign, bits, rows = mm.sign, a.packed.numpy(), a.rows[:8]
     return [

@@ -101,3 +101,21 @@ def test_long_vectors(implementation: str, rng: np.random.Generator, n: int) -> 
     mm.mix.heavy_ball(*rows[:3], 0.1, 0.9)
     assert_same(m, wanted_m)
     assert_same(x, wanted_x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_goes_past_the_caches_is_the_same(
+    implementation: str, rng: np.random.Generator, dtype: Any
+) -> None:
+    n = (8 << 20) // np.dtype(dtype).itemsize + 21  # streamed from 8 MiB on (csrc/mix.cpp)
+    x, y = floats(rng, n, dtype), floats(rng, n, dtype, 3)
+    around = np.full(n + 16, 7, dtype)
+    for offset in (0, 1, 7):  # streamed stores are aligned, arrays need not be
+        out = around[offset : offset + n]
+        mm.mix.average(x, y, out=out)
+        assert_same(out, dtype(0.5) * (x + y))
+        mm.mix.mix([x, y], [0.3, 0.7], out=out)
+        assert_same(out, oracle.mix([x, y], [0.3, 0.7]))
+        mm.mix.exchange(x.copy(), y, out)
+        assert_same(out, x - y)
+        assert (around[offset + n :] == 7).all()
