@@ -155,7 +155,14 @@ def _cuda_libraries(nvcc: Path) -> list[str]:
 
 
 setup(
-    # optional: without a C++ compiler torch computes instead, and `mpimomentum doctor` says so
-    ext_modules=[Extension("mpimomentum.codecs._csrc", sources=[], optional=True)],
+    # optional: without a C++ compiler torch computes instead, and `mpimomentum doctor` says so; but
+    # who demands CUDA gets it or an error
+    ext_modules=[
+        Extension(
+            "mpimomentum.codecs._csrc",
+            sources=[],
+            optional=os.environ.get("MPIMOMENTUM_CUDA") != "1",
+        )
+    ],
     cmdclass={"build_ext": Build},
 )
