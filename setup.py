@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 
 import nanobind
@@ -81,6 +82,10 @@ class Build(build_ext):
         sanitize = os.environ.get("MPIMOMENTUM_SANITIZE")
         self.checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g", "-O1"]
         self.checks = self.checks if sanitize else []
+        # a build that fails leaves none behind, and is an error where CUDA was asked for
+        ext.optional = os.environ.get("MPIMOMENTUM_CUDA") != "1"
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)
         nvcc = find_nvcc()
         jobs = [
             (self.compile, name, isa, [*flags, f"-DMM_ISA={isa}"])
@@ -101,7 +106,6 @@ class Build(build_ext):
             jobs += [(self.compile, name, "emulated", EMULATION) for name in CUDA_KERNELS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [f.result() for f in [pool.submit(*job) for job in jobs]]
-        target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
             objects,
@@ -134,10 +138,12 @@ class Build(build_ext):
         python = self.include_dirs  # Python.h
         target = Path(self.build_temp) / kind / f"{source.name}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
-        compiler = self.compiler.compiler_cxx or self.compiler.compiler_so
+        command = self.compiler.compiler_cxx or self.compiler.compiler_so
+        # without its options, but "ccache g++" is two words
+        compiler = list(takewhile(lambda word: not word.startswith("-"), command))
         paths = [f"-I{p}" for p in (HERE / "csrc", *includes, *python)]
         options = ["-fPIC", "-DNDEBUG", *paths, *flags, *self.checks]
-        self.spawn([*compiler[:1], *options, "-c", str(source), "-o", str(target)])
+        self.spawn([*compiler, *options, "-c", str(source), "-o", str(target)])
         return str(target)
 
 
