@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #ifdef MM_CUDA
 #include "cuda_device.h"
@@ -53,7 +54,7 @@ DType from_typestr(const std::string& typestr) {  // "<f4"
 struct Torch {
   PyTypeObject* tensor;
   nb::object dtypes[7];
-  nb::object data_ptr, numel, is_contiguous, requires_grad, dtype, is_cpu, is_cuda;
+  nb::object data_ptr, numel, is_contiguous, is_neg, requires_grad, dtype, is_cpu, is_cuda;
 
   explicit Torch(const nb::object& torch) {
     const nb::object type = torch.attr("Tensor");
@@ -64,6 +65,7 @@ struct Torch {
     data_ptr = type.attr("data_ptr");
     numel = type.attr("numel");
     is_contiguous = type.attr("is_contiguous");
+    is_neg = type.attr("is_neg");
     requires_grad = type.attr("requires_grad");
     dtype = type.attr("dtype");
     is_cpu = type.attr("is_cpu");
@@ -93,7 +95,9 @@ struct Torch {
   }
 
   static std::int64_t number(nb::handle tensor, const nb::object& method) {
-    return PyLong_AsLongLong(call(tensor, method).ptr());
+    const std::int64_t value = PyLong_AsLongLong(call(tensor, method).ptr());
+    if (value == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
+    return value;
   }
 
  private:
@@ -217,7 +221,12 @@ Array Call::read(const char* name, nb::handle object, DTypes wanted, Use use, bo
   const Torch* torch = torch_or_null();
   Array found{};
   if (torch != nullptr && PyObject_TypeCheck(object.ptr(), torch->tensor)) {
-    found = read_tensor(name, object, matrix);
+    try {
+      found = read_tensor(name, object, matrix);
+    } catch (const nb::python_error& error) {  // torch's: sparse, or inside a transform like vmap
+      if (!error.matches(PyExc_RuntimeError)) throw;
+      refuse_value(std::string(name) + " is a tensor without plain memory: " + text(error.value()));
+    }
   } else if (PyObject_CheckBuffer(object.ptr())) {
     found = read_buffer(name, object, use, matrix);
   } else if (nb::hasattr(object, "__cuda_array_interface__")) {
@@ -254,6 +263,9 @@ Array Call::read_buffer(const char* name, nb::handle object, Use use, bool matri
   }
   Array found{name, view.buf, view.itemsize != 0 ? view.len / view.itemsize : 0,
               from_format(view.format), kCpu};
+  if (found.dtype != DType::other && view.itemsize != item_size(found.dtype)) {
+    found.dtype = DType::other;  // "<l" may be four bytes
+  }
   if (matrix) {
     if (view.ndim != 2) refuse_value(std::string(name) + " must be (k, m), one row a voter");
     set_rows(found, view.shape[0], view.shape[1], view.strides[0], view.strides[1]);
@@ -292,7 +304,15 @@ Array Call::read_tensor(const char* name, nb::handle tensor, bool matrix) {
     refuse_value(std::string(name) + " is not contiguous: give " + name + ".contiguous()");
   }
   found.scalar = found.size == 1 && nb::cast<int>(tensor.attr("dim")()) == 0;
+  const bool is_float = found.dtype <= DType::bf16;
+  if (is_float && Torch::call(tensor, torch.is_neg).ptr() == Py_True) {
+    refuse_value(std::string(name) + " is a view that negates its memory: give " + name +
+                 ".resolve_neg()");
+  }
   found.data = reinterpret_cast<void*>(Torch::number(tensor, torch.data_ptr));
+  if (found.data == nullptr && found.size > 0) {
+    refuse_value(std::string(name) + " is a tensor without memory (fake, or its storage freed)");
+  }
   return found;
 }
 
@@ -380,7 +400,7 @@ void Call::find_stream() {
     const nb::object cuda = nb::module_::import_("torch").attr("cuda");
     stream = cuda.attr("current_stream")(device_).attr("cuda_stream");
   } else {
-    stream = nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")().attr("ptr");
+    stream = nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device_).attr("ptr");
   }
   stream_ = reinterpret_cast<Stream>(nb::cast<std::intptr_t>(stream));
 }
@@ -391,7 +411,11 @@ Call::OnDevice::OnDevice(int device) {
 }
 
 Call::OnDevice::~OnDevice() {
-  if (before_ != kCpu) cuda::set_device(before_);
+  if (before_ == kCpu) return;
+  try {
+    cuda::set_device(before_);
+  } catch (const std::runtime_error&) {  // the device is lost; a destructor must not throw
+  }
 }
 #else
 Call::OnDevice::OnDevice(int) {}

@@ -148,7 +148,10 @@ void decode(nb::handle rows_, nb::handle scales_, nb::handle ends_, std::int64_t
   Call call("mm.sign.decode");
   const Array out = call.array("out", out_, kFloats, Use::kWrite);
   const Array rows = call.rows("rows", rows_, bytes_for(out.size));
-  if (first < 0) call.refuse_value("first must not be negative, got " + std::to_string(first));
+  if (first < 0 || first > INT64_MAX - out.size) {
+    call.refuse_value("first must be 0 or more and less than 2^63 - n, got " +
+                      std::to_string(first) + "; ends must reach at least first + n");
+  }
   const Array ends = call.ends(ends_, first + out.size, false);
   const Array scales = call.array("scales", scales_, {out.dtype}, Use::kRead, rows.k * ends.size);
   with_type(out.dtype, [&](auto t) {
@@ -191,7 +194,8 @@ void mix(nb::handle rows_, nb::handle weights_, nb::handle out_) {
   Call call("mm.mix.mix");
   const Array out = call.array("out", out_, kFloats, Use::kWriteMaybeInPlace);
   std::vector<void*> pointers;
-  for (const nb::handle row : rows_) {
+  const nb::tuple rows(rows_);  // holds what a generator made until the sum is done
+  for (const nb::handle row : rows) {
     pointers.push_back(call.array("rows", row, {out.dtype}, Use::kRead, out.size).data);
   }
   std::vector<double> values;

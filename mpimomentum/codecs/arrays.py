@@ -19,7 +19,9 @@ A = TypeVar("A")
 
 def size(x: Array) -> int:
     """Return how many elements `x` has."""
-    return int(x.numel() if isinstance(x, torch.Tensor) else x.size)
+    if isinstance(x, torch.Tensor):
+        return x.numel()
+    return int(x.size if isinstance(x, np.ndarray) else _cupy_array(x).size)
 
 
 def empty_like(x: Array, shape: int | tuple[int, ...], dtype: str | None = None) -> Array:
@@ -29,6 +31,13 @@ def empty_like(x: Array, shape: int | tuple[int, ...], dtype: str | None = None)
         return torch.empty(shape, dtype=kind, device=x.device)
     if isinstance(x, np.ndarray):
         return np.empty(shape, dtype or x.dtype)
+    wanted = dtype or _cupy_array(x).dtype
     import cupy  # optional; it is here, or x would not be
 
-    return cupy.empty(shape, dtype or x.dtype)
+    return cupy.empty(shape, wanted)
+
+
+def _cupy_array(x: Array) -> Array:
+    if not hasattr(x, "__cuda_array_interface__"):
+        raise TypeError(f"a numpy, torch or cupy array is wanted, got {type(x).__name__}")
+    return x

@@ -48,6 +48,8 @@ def mix(rows: Sequence[A], weights: Sequence[float], out: A | None = None) -> A:
     out : array, (n,), optional
         May be one of the rows.
     """
+    if out is None and not len(rows):
+        raise ValueError("mm.mix.mix: rows and weights must be as many, at least one, got no rows")
     total: A = empty_like(rows[0], size(rows[0])) if out is None else out
     kernels.mix(rows, weights, total)
     return total

@@ -73,7 +73,7 @@ def vote(rows: Array, out: Array | None = None) -> Array:
         Packed signs, one row a voter; rows may be apart (strided), a row is contiguous.
     out : array, (m,), uint8, optional
     """
-    majority = empty_like(rows, rows.shape[1]) if out is None else out
+    majority = empty_like(rows, size(rows[:1])) if out is None else out
     kernels.vote(rows, majority)
     return majority
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mpimomentum as mm
 from mpimomentum.codecs import extension
@@ -61,6 +62,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "y must be float32, got float64",
     ),
+    "a list without out": (lambda: mm.sign.pack([1.0]), TypeError, "cupy array .*got list"),
+    "a view of memory without out": (
+        lambda: mm.sign.pack(memoryview(f())),
+        TypeError,
+        "cupy array .*got memoryview",
+    ),
+    "a vote of lists": (lambda: mm.sign.vote([[1]]), TypeError, "cupy array .*got list"),
+    "a vote of one row": (lambda: mm.sign.vote(u()), ValueError, r"rows must be \(k, m\)"),
+    "nothing to mix": (lambda: mm.mix.mix([], []), ValueError, "at least one"),
     "strided": (lambda: mm.sign.pack(f(40)[::2]), ValueError, "x is not contiguous"),
     "a transposed tensor": (
         lambda: mm.sign.pack(torch.ones(4, 5).T),
@@ -172,6 +182,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "at least 21|segments end at 20",
     ),
+    "beyond the last integer": (
+        lambda: mm.sign.decode(np.zeros((2, 3), np.uint8), f(2), ENDS, f(), 2**63 - 10),
+        ValueError,
+        "at least|segments end at 20",
+    ),
     "before the segments": (
         lambda: mm.sign.decode(np.zeros((2, 3), np.uint8), f(2), ENDS, f(), -1),
         ValueError,
@@ -191,6 +206,45 @@ def test_refused(implementation: str, case: str) -> None:
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def freed() -> torch.Tensor:
+    x = torch.ones(20)
+    x.untyped_storage().resize_(0)
+    return x
+
+
+def fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(20)
+
+
+WITHOUT_MEMORY: dict[str, tuple[Callable[[], Any], str]] = {
+    "its storage freed": (freed, "x is a tensor without memory"),
+    "fake": (fake, "x is a tensor without memory"),
+    "negated": (lambda: torch.ones(1, dtype=torch.complex64).conj().imag, r"x\.resolve_neg\(\)"),
+    "sparse": (lambda: torch.ones(4, 5).to_sparse_csr(), "x is a tensor without plain memory: "),
+    "mkldnn": (lambda: torch.ones(20).to_mkldnn(), "x is a tensor without plain memory: "),
+}
+
+
+@pytest.mark.skipif(not NATIVE, reason="torch knows its own tensors")
+@pytest.mark.filterwarnings("ignore")  # torch's, of sparse and of fake ones
+@pytest.mark.parametrize("case", WITHOUT_MEMORY)
+def test_tensors_whose_memory_is_not_their_values_are_refused(case: str) -> None:
+    make, message = WITHOUT_MEMORY[case]
+    x = make()
+    with pytest.raises(ValueError, match=message):
+        mm.sign.pack(x, torch.zeros(-(-x.numel() // 8), dtype=torch.uint8))
+
+
+def test_rows_of_a_generator_live_until_they_are_added(implementation: str) -> None:
+    if implementation == "reference":
+        pytest.skip("torch takes a sequence")
+    n = 1 << 16
+    out = torch.empty(n)
+    mm.mix.mix((torch.full((n,), float(i)) for i in range(1, 5)), [1.0] * 4, out)  # type: ignore[arg-type]
+    assert bool((out == 10).all())
 
 
 def test_misaligned_memory_is_refused() -> None:
