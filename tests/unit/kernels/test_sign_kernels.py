@@ -58,13 +58,14 @@ def test_denormals_keep_their_sign_where_arithmetic_flushes_them(
     try:
         assert not np.any(torch.from_numpy(x).mul(1).numpy()), "flushing is on"
         packed = mm.sign.pack(x)
+        # p - s(p) is 1 or -1: what the sign of p says, which arithmetic would lose
         fed_back, _ = mm.sign.ef(
-            -np.abs(x), np.zeros_like(x), 0.0, np.zeros(1, dtype), np.array([len(x)])
+            x.copy(), np.zeros_like(x), 0.0, np.ones(1, dtype), np.array([len(x)])
         )
     finally:
         torch.set_flush_denormal(False)
     assert_same(packed, np.full(25, 0b10101010, np.uint8))
-    assert len(fed_back) == 25
+    assert_same(fed_back, np.full(25, 0b01010101, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
