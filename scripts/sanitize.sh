@@ -30,8 +30,10 @@ build/sanitized/wrong_ends
 say "the kernels' tests under address,undefined"
 # python -m puts it first, and importlib no other before it: this build is the one imported
 cd build/sanitized
-# the sanitizers come first in the process, as they must; Python itself never frees all it has
+# the sanitizers come first in the process, as they must; Python itself never frees all it has;
+# pytest leaves their output alone, which would be lost with the process
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so) $(gcc -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-  python -m pytest --import-mode=importlib "$ROOT/tests/unit/kernels" -q -p no:cacheprovider \
+  python -m pytest --import-mode=importlib --capture=sys "$ROOT/tests/unit/kernels" -q \
+  -p no:cacheprovider \
   -k "not reference and not 2_to_the_31 and not (cuda and long)" "$@"
