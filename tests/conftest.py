@@ -6,8 +6,10 @@ waiting in a collective, so it ends the job, after saying which rank and which t
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -16,6 +18,26 @@ import pytest
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 IN_WORLD = "--only-mpi" in sys.argv or "--with-mpi" in sys.argv
 RANK = next((int(os.environ[v]) for v in _RANK_VARIABLES if v in os.environ), 0)
+
+
+_ON_RANKS = re.compile(r"tests\.launch|mpirun|MPIWorker|make_worker|mm\.init|DistributedOptimizer")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the second MPI leave out what does not depend on MPI."""
+    parser.addoption(
+        "--ranks-only", action="store_true", help="only modules whose tests start or are MPI ranks"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the modules that speak of ranks, for --ranks-only."""
+    if not config.getoption("--ranks-only") or IN_WORLD:
+        return
+    modules = {item.module for item in items if isinstance(item, pytest.Function)}
+    kept = {m for m in modules if _ON_RANKS.search(inspect.getsource(m))}
+    config.hook.pytest_deselected(items=[i for i in items if i.module not in kept])
+    items[:] = [i for i in items if i.module in kept]
 
 
 @pytest.hookimpl(tryfirst=True)
