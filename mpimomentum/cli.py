@@ -33,7 +33,7 @@ from mpimomentum.runtime.refusal import (
 )
 from mpimomentum.runtime.report import report
 from mpimomentum.runtime.sources import SOURCES
-from mpimomentum.runtime.variables import runtime
+from mpimomentum.runtime.variables import check_instruction_set, runtime
 
 HELP = """
 Train PyTorch models with momentum on MPI ranks that need not wait for each other, and measure what
@@ -123,6 +123,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
             f"simulate runs in one process, but a launcher started {launched_size()}: leave "
             "mpirun or srun away and give --workers"
         )
+    check_instruction_set()
     logs.configure(config.output.log_level, None)
     result = trainer.simulate(config)
     report(*result, _console())

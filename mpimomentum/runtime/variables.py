@@ -52,10 +52,7 @@ def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
     driver = environ.get("MPIMOMENTUM_DRIVER", "thread")
     if driver not in DRIVERS:
         raise BadInput(f"MPIMOMENTUM_DRIVER={driver}: choose 'thread' or 'inline'")
-    isa = environ.get("MPIMOMENTUM_ISA")
-    if isa and extension.built() and isa not in extension.kernels.instruction_sets():
-        known = ", ".join(extension.kernels.instruction_sets())
-        raise BadInput(f"MPIMOMENTUM_ISA={isa}: this build and processor have {known}")
+    check_instruction_set(environ)
     fake = environ.get("MPIMOMENTUM_FAKE_NODES", "1")
     if not fake.isdigit() or int(fake) < 1:
         raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake}: a number of nodes from 1 up is needed")
@@ -64,6 +61,19 @@ def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
         _seconds(environ, "MPIMOMENTUM_TIMEOUT_S", Runtime.timeout_s),
         _seconds(environ, "MPIMOMENTUM_BACKOFF_S", Runtime.backoff_s),
     )
+
+
+def check_instruction_set(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse a choice of kernels that are not there: a simulation has them, too.
+
+    Raises
+    ------
+    BadInput
+    """
+    isa = environ.get("MPIMOMENTUM_ISA")
+    if isa and extension.built() and isa not in extension.kernels.instruction_sets():
+        known = ", ".join(extension.kernels.instruction_sets())
+        raise BadInput(f"MPIMOMENTUM_ISA={isa}: this build and processor have {known}")
 
 
 def _seconds(environ: Mapping[str, str], variable: str, default: float) -> float:

@@ -306,6 +306,7 @@ OUT = [
 RUNTIME = [
     env("MPIMOMENTUM_DRIVER", "threads", "choose 'thread' or 'inline'"),
     env("MPIMOMENTUM_ISA", "mmx", "this build and processor have baseline"),
+    env("MPIMOMENTUM_ISA", "sse", "processor have baseline", command="simulate --model mlp"),
     env("MPIMOMENTUM_TIMEOUT_S", "0", "above 0"),
     env("MPIMOMENTUM_TIMEOUT_S", "soon", "seconds"),
     env("MPIMOMENTUM_BACKOFF_S", "-1", "above 0"),

@@ -10,6 +10,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -252,6 +253,11 @@ def test_the_extension_is_reported_as_it_is(monkeypatch):
         finding = software.kernels(place())
         assert finding.status is OK and f"kernels for avx2, {said}" in finding.found
         assert finding.found.endswith("in /x/_csrc.so")
+    here = SimpleNamespace(instruction_sets=lambda: ["avx2"])
+    monkeypatch.setattr(software.extension, "kernels", here)
+    wrong = software.kernels(place(MPIMOMENTUM_ISA="mmx"))
+    assert wrong.status is FAIL
+    assert wrong.remedy == "MPIMOMENTUM_ISA=mmx: this build and processor have avx2"
 
 
 def test_missing_optional_packages_are_named_with_their_use(monkeypatch):

@@ -11,6 +11,8 @@ from mpimomentum.codecs import extension
 from mpimomentum.data import image_folder
 from mpimomentum.runtime.doctor.finding import Finding, Status
 from mpimomentum.runtime.doctor.place import Place
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.variables import check_instruction_set
 
 _OPTIONAL = {  # module -> what it is for
     "PIL": "--data image-folder",
@@ -44,6 +46,10 @@ def kernels(place: Place) -> Finding:
             "the results are the same; packed signs, mixing and momentum steps are slower",
             "install again where a C++ compiler is: pip install --force-reinstall --no-deps -v .",
         )
+    try:
+        check_instruction_set(place.environ)
+    except BadInput as error:
+        return Finding("C++ extension", Status.FAIL, path, "no kernel can compute", str(error))
     cuda = "CUDA kernels for sm_80, sm_90 and later" if extension.cuda() else "no CUDA kernels"
     return Finding(
         "C++ extension",
