@@ -22,6 +22,10 @@ def parse(text: str) -> dict[int, str]:
     ValueError
         If it reads otherwise, or a rank is named twice.
     """
+    if not isinstance(text, str):
+        raise ValueError(  # noqa: TRY004  # as for a text that reads otherwise
+            f"adversaries={text!r}: text is needed, such as '2:invert,5:random'; '' is none"
+        )
     found: dict[int, str] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         rank, _, behaviour = part.partition(":")

@@ -152,7 +152,7 @@ async def train(
             with contextlib.suppress(Closed):
                 while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
                     if schedule is not None:
-                        w.lr = algorithm.lr * schedule.factor(w.step)
+                        w.lr = float(algorithm.lr) * schedule.factor(w.step)
                     await algorithm.step(w, state)
                     w.step += 1
                     observe(w, state)

@@ -150,7 +150,7 @@ def simulate(
     async def rank(w: Any) -> None:
         objectives[w.rank] = f = _part(algorithm, objective, workers, w.rank)
         w.take_record = take_record
-        w.bind(f, algorithm.lr, decay.own_decay(algorithm))
+        w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
         states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
     simulation.run(rank)
@@ -238,7 +238,7 @@ def run(
         return result
 
     w.take_record = take_record
-    w.bind(f, algorithm.lr, decay.own_decay(algorithm))
+    w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
     try:
         return w.run(everything(), f"a run of {algorithm.name}")
     finally:

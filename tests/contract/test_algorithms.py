@@ -218,6 +218,18 @@ def test_a_state_survives_the_round_trip(runner: Any, algorithm: Any) -> None:
     assert any(torch.is_tensor(v) and v.abs().sum() > 0 for v in first.values())
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor], ids=lambda n: n.__name__)
+def test_a_step_size_may_be_any_kind_of_number(number: Any, algorithm: Any) -> None:
+    same = dataclasses.replace(algorithm, lr=number(0.25))
+    schedule = mm.LRSchedule("step", milestones=(2,), decay=0.5)
+    for options in ({}, {"schedule": schedule}):
+        runs = [
+            mm.simulate(a, scattered, 4, steps=4, **options)
+            for a in (dataclasses.replace(algorithm, lr=0.25), same)
+        ]
+        assert torch.equal(runs[0].x, runs[1].x)
+
+
 def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
     if not algorithm.synchronous:
         pytest.skip("an asynchronous run depends on when things happened")
@@ -256,6 +268,7 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.Signum(lr=0.1, scale="tensor"), "choose one of 'global', 'layer'"),
         (lambda: mm.Signum(lr=0.1, scale="layer"), "set error_feedback too"),
         (lambda: mm.Signum(lr=0.1, adversaries="1:lie"), "invert and random"),
+        (lambda: mm.Signum(lr=0.1, adversaries={1: "invert"}), "text is needed"),
         (lambda: mm.Signum(lr=0.1, adversaries="-1:invert"), "'-1:invert' is not RANK:BEHAVIOUR"),
         (lambda: mm.Signum(lr=0.1, adversaries="1:invert, 1:random"), "names rank 1 twice"),
         (lambda: mm.Signum(0.1, error_feedback=True, adversaries="0:invert"), "one rank can turn"),
