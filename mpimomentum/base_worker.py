@@ -123,8 +123,21 @@ class BaseWorker:
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
-        """Numbers of coordinates of the model's layers; one of all if the objective says none."""
-        return tuple(getattr(self.objective, "layer_sizes", (self.objective.dim,)))
+        """Numbers of coordinates of the model's layers; one of all if the objective says none.
+
+        Raises
+        ------
+        ValueError
+            If those of the objective are not `dim` in all.
+        """
+        dim = self.objective.dim
+        sizes = tuple(getattr(self.objective, "layer_sizes", (dim,)))
+        if min(sizes, default=0) < 0 or sum(sizes) != dim:
+            raise ValueError(
+                f"rank {self.rank}: the objective's layer_sizes={sizes} must not be negative and "
+                f"add up to its dim={dim}"
+            )
+        return sizes
 
     @property
     def neighbors(self) -> tuple[int, ...]:

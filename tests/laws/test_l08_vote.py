@@ -196,3 +196,12 @@ def test_in_one_dimension_error_feedback_is_sgd_to_the_bit() -> None:
     """A number is its sign times its size: nothing is left out, by any rank."""
     fed_back = on_the_interval(mm.Signum(0.01, beta=0.0, error_feedback=True), 300)
     assert (fed_back == on_the_interval(mm.AllReduceSGD(0.01), 300)).all()
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (1, 8, 1), (-1, 10)])
+def test_layers_that_are_not_the_whole_model_are_refused(sizes: tuple[int, ...]) -> None:
+    objective = noisy(torch.float64, 9)(0, 1)
+    objective.layer_sizes = sizes
+    algorithm = mm.Signum(0.1, error_feedback=True, scale="layer")
+    with pytest.raises(ValueError, match=r"layer_sizes=.*add up to its dim=9"):
+        mm.simulate(algorithm, lambda *_: objective, 1, steps=1)
