@@ -77,6 +77,13 @@ class Build(build_ext):
         super().finalize_options()
         self.force = True
 
+    def run(self) -> None:
+        """Leave no extension of an earlier build beside the sources either."""
+        if self.inplace:
+            for ext in self.extensions:
+                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         """Compile everything in parallel, then link."""
         sanitize = os.environ.get("MPIMOMENTUM_SANITIZE")

@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -59,22 +60,23 @@ def test_the_environment_chooses_the_instruction_set(isa: str) -> None:
 def test_a_build_that_fails_leaves_no_older_one(tmp_path: Path, cuda: str) -> None:
     """No compiler is an error only where CUDA was asked for."""
     pytest.importorskip("nanobind", reason="what setup.py builds with")
-    root = Path(__file__).parents[3]
+    shutil.copy(Path(__file__).parents[3] / "setup.py", tmp_path)
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\nexit 1\n")
     nvcc.chmod(0o755)
-    older = tmp_path / "mpimomentum" / "codecs" / f"_csrc{sysconfig.get_config_var('EXT_SUFFIX')}"
-    older.parent.mkdir(parents=True)
-    older.touch()
-    build = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={tmp_path}"]
+    module = f"mpimomentum/codecs/_csrc{sysconfig.get_config_var('EXT_SUFFIX')}"
+    older = [tmp_path / module, tmp_path / "lib" / module]
+    for file in older:
+        file.parent.mkdir(parents=True)
+        file.touch()
     environment = {"CXX": "false", "MPIMOMENTUM_CUDA": cuda, "CUDA_HOME": str(tmp_path)}
     run = subprocess.run(
-        [*build, f"--build-temp={tmp_path / 'objects'}"],
-        cwd=root,
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-lib=lib"],
+        cwd=tmp_path,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
     assert (run.returncode != 0) == (cuda == "1"), run.stderr
-    assert not older.exists()
+    assert not any(file.exists() for file in older)
