@@ -400,7 +400,8 @@ void Call::find_stream() {
     const nb::object cuda = nb::module_::import_("torch").attr("cuda");
     stream = cuda.attr("current_stream")(device_).attr("cuda_stream");
   } else {
-    stream = nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device_).attr("ptr");
+    stream =
+        nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device_).attr("ptr");
   }
   stream_ = reinterpret_cast<Stream>(nb::cast<std::intptr_t>(stream));
 }
