@@ -18,7 +18,16 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 import os
 
 from mpimomentum import topology
-from mpimomentum.algorithms import ADPSGD, DPSGD, AllReduceSGD, AsyncServer, Signum
+from mpimomentum.algorithms import (
+    ADPSGD,
+    D2,
+    DPSGD,
+    AllReduceSGD,
+    AsyncServer,
+    DecentralizedMomentum,
+    LocalMomentum,
+    Signum,
+)
 from mpimomentum.codecs import mix, sign
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
@@ -33,13 +42,16 @@ from mpimomentum.simulator import Clock
 
 __all__ = [
     "ADPSGD",
+    "D2",
     "DPSGD",
     "AllReduceSGD",
     "AsyncServer",
     "Checkpoints",
     "Clock",
+    "DecentralizedMomentum",
     "DistributedOptimizer",
     "LRSchedule",
+    "LocalMomentum",
     "Quadratic",
     "Run",
     "Signum",

@@ -24,9 +24,13 @@ Batch: TypeAlias = Any
 """What ``Objective.sample`` returned; only the objective looks inside."""
 
 Requires: TypeAlias = Literal[
-    "none", "symmetric", "doubly_stochastic", "column_stochastic", "bipartite"
+    "none", "symmetric", "above_minus_third", "doubly_stochastic", "column_stochastic", "bipartite"
 ]
-"""What an algorithm asks of the mixing matrix or, for ``bipartite``, of the graph."""
+"""What an algorithm asks of the mixing matrix or, for ``bipartite``, of the graph.
+
+``above_minus_third``: symmetric, doubly stochastic, the same at every step, and all eigenvalues
+greater than -1/3.
+"""
 
 
 class Handle(Generic[T]):

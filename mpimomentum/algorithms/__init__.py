@@ -3,7 +3,19 @@
 from mpimomentum.algorithms.ad_psgd import ADPSGD
 from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
 from mpimomentum.algorithms.async_server import AsyncServer
+from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
+from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
+from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.signum import Signum
 
-__all__ = ["ADPSGD", "DPSGD", "AllReduceSGD", "AsyncServer", "Signum"]
+__all__ = [
+    "ADPSGD",
+    "D2",
+    "DPSGD",
+    "AllReduceSGD",
+    "AsyncServer",
+    "DecentralizedMomentum",
+    "LocalMomentum",
+    "Signum",
+]

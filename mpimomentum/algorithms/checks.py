@@ -17,6 +17,12 @@ def momentum(name: str, value: float) -> None:
         raise ValueError(f"{name}={value!r} must lie in [0, 1): at 1 nothing is ever forgotten")
 
 
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a number of something that is not a whole number from 1 up."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number from 1 up")
+
+
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is not one of `choices`."""
     if value not in choices:

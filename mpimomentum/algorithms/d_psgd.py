@@ -16,12 +16,11 @@ centralized algorithms?", NeurIPS 2017, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mpimomentum.algorithms.checks import not_negative, one_of
-from mpimomentum.codecs import mix
+from mpimomentum.algorithms.gossip import mixed
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -70,9 +69,3 @@ class DPSGD:
             g = await gradient
             s.x = mixed(weights, await w.neighbor_allgather(s.x - w.lr * g))
         w.record(tau=0)
-
-
-def mixed(weights: Mapping[int, float], models: Mapping[int, Vector]) -> Vector:
-    """Return sum_j W_ij x_j, added in ascending order of j: the same bits on every transport."""
-    ranks = sorted(models)
-    return mix.mix([models[j] for j in ranks], [weights[j] for j in ranks])

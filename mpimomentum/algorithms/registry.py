@@ -8,11 +8,24 @@ from typing import Any
 from mpimomentum.algorithms.ad_psgd import ADPSGD
 from mpimomentum.algorithms.allreduce_sgd import AllReduceSGD
 from mpimomentum.algorithms.async_server import AsyncServer
+from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
+from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
+from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.signum import Signum
 
 ALGORITHMS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (AllReduceSGD, AsyncServer, DPSGD, ADPSGD, Signum)
+    cls.name: cls
+    for cls in (
+        AllReduceSGD,
+        AsyncServer,
+        DPSGD,
+        ADPSGD,
+        DecentralizedMomentum,
+        LocalMomentum,
+        D2,
+        Signum,
+    )
 }
 
 

@@ -31,6 +31,7 @@ EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digi
 LR = 0.05
 VOTE_LR = 0.001  # where it is how far every coordinate moves a step
 MU = 0.9  # for every algorithm that has a heavy ball
+LOCAL_STEPS = 8
 
 SEEDS = 2**63  # torch takes no others, nor does TOML
 
@@ -40,8 +41,8 @@ LENGTHS = ("epochs", "steps", "duration_s")
 def usual(make: type[Any], error_feedback: bool = False) -> dict[str, float]:
     """Return the hyper-parameters of an algorithm that have a value without being given."""
     votes = make is Signum and not error_feedback
-    has_mu = any(f.name == "mu" for f in dataclasses.fields(make))
-    return {"lr": VOTE_LR if votes else LR} | ({"mu": MU} if has_mu else {})
+    values = {"lr": VOTE_LR if votes else LR, "mu": MU, "local_steps": LOCAL_STEPS}
+    return {f.name: values[f.name] for f in dataclasses.fields(make) if f.name in values}
 
 
 def _given(config: Any) -> list[tuple[str, Any]]:
@@ -81,6 +82,10 @@ class Method:
         signum: send what signs leave out with the next step.
     scale : str, optional
         signum with error_feedback: global, or layer for a scale of its own for each parameter.
+    nesterov : bool, optional
+        decentralized-momentum, local-momentum: option II of the paper.
+    local_steps : int, optional
+        local-momentum: steps from one average to the next; 8 unless given.
     adversaries : str, optional
         signum: ranks that send wrong signs on purpose, RANK:BEHAVIOUR,…: 2:invert,5:random.
     """
@@ -95,6 +100,8 @@ class Method:
     beta: float | None = None
     error_feedback: bool | None = None
     scale: str | None = None
+    nesterov: bool | None = None
+    local_steps: int | None = None
     adversaries: str | None = None
 
     def __post_init__(self) -> None:
@@ -216,6 +223,8 @@ class TrainConfig:
     ----------
     topology : str
         Name of the graph, or a file .npy or .csv with W.
+    lazy : bool
+        Mix with (W + I)/2, whose eigenvalues are not negative; d2 needs it on many graphs.
     seed : int
         Of everything random; equal seeds give equal data, models and draws.
     """
@@ -223,6 +232,7 @@ class TrainConfig:
     method: Method = Method()
     schedule: Schedule = Schedule()  # noqa: RUF009  # frozen, as the others
     topology: str = "ring"
+    lazy: bool = False
     task: Task = Task()  # noqa: RUF009  # frozen, as the others
     length: Length = Length()
     pace: Pace = Pace()  # noqa: RUF009  # frozen, as the others

@@ -135,7 +135,7 @@ class Job:
 
 def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     """Return graph and algorithm, which can be refused before any data are read."""
-    topology = topologies.build(config.topology, size)
+    topology = topologies.build(config.topology, size, lazy=config.lazy)
     algorithm = config.build()
     check(algorithm, topology)
     config.pace.check(size)

@@ -173,7 +173,9 @@ class Topology:
                 "in a circle. Use --topology bipartite-exponential, a ring of even size, or the "
                 "lockfree variant"
             )
-        if requires in ("symmetric", "doubly_stochastic", "column_stochastic"):
+        if requires == "above_minus_third":
+            validate.check_above_minus_third(self.spectrum, self.period, self.name)
+        if requires not in ("none", "bipartite"):
             validate.check_contracts(self.W, self.name)
 
     def _all_rounds(self) -> list[Matrix]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mpimomentum.topology.mixing import (
+    TOLERANCE,
     Matrix,
     is_column_stochastic,
     is_row_stochastic,
@@ -16,6 +17,8 @@ from mpimomentum.topology.mixing import (
     support,
 )
 from mpimomentum.worker import Requires
+
+_STOCHASTIC = ("symmetric", "above_minus_third", "doubly_stochastic")
 
 
 def mixing_matrix(W: ArrayLike, size: int | None, name: str) -> Matrix:
@@ -72,13 +75,13 @@ def check_requires(W: Matrix, requires: Requires, name: str) -> None:
     """
     if requires not in get_args(Requires):
         raise ValueError(f"requires must be one of {get_args(Requires)}, got {requires!r}")
-    if requires == "symmetric" and not is_symmetric(W):
+    if requires in ("symmetric", "above_minus_third") and not is_symmetric(W):
         i, j = np.unravel_index(np.abs(W - W.T).argmax(), W.shape)
         raise ValueError(
             f"{name}: the algorithm needs a symmetric W, but W[{i}, {j}] = {W[i, j]:.6g} and "
             f"W[{j}, {i}] = {W[j, i]:.6g}: use an undirected topology such as ring or torus"
         )
-    if requires in ("symmetric", "doubly_stochastic") and not is_row_stochastic(W):
+    if requires in _STOCHASTIC and not is_row_stochastic(W):
         row = _worst_sum(W)
         raise ValueError(
             f"{name}: the algorithm needs a doubly stochastic W, but row {row} (what rank {row} "
@@ -92,6 +95,20 @@ def check_requires(W: Matrix, requires: Requires, name: str) -> None:
             f"(what becomes of rank {column}'s vector) sums to {W[:, column].sum():.6g}, not 1: "
             "the mean would drift. Use a built-in topology such as ring, or transpose W if it was "
             "written with senders as rows"
+        )
+
+
+def check_above_minus_third(spectrum: Matrix, period: int | None, name: str) -> None:
+    """Raise ValueError unless the W of all steps is one, and its eigenvalues are above -1/3."""
+    if period != 1:
+        raise ValueError(
+            f"{name}: the algorithm extrapolates from the step before, which needs the same W at "
+            "every step: use a static topology such as ring with lazy=True (--lazy)"
+        )
+    if spectrum[-1] <= -1 / 3 + TOLERANCE:
+        raise ValueError(
+            f"{name}: the algorithm is unstable unless all eigenvalues of W are above -1/3, the "
+            f"smallest is {spectrum[-1]:.6g}: mix with (W + I)/2, by lazy=True (--lazy)"
         )
 
 

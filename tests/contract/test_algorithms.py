@@ -27,6 +27,11 @@ TABLE = {
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
+    "decentralized-momentum": mm.DecentralizedMomentum(lr=0.03, mu=0.5),
+    "decentralized-momentum II": mm.DecentralizedMomentum(lr=0.03, mu=0.5, nesterov=True),
+    "local-momentum": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=5),
+    "local-momentum II": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=2, nesterov=True),
+    "d2": mm.D2(lr=0.05),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
@@ -62,6 +67,11 @@ class Layered(mm.Quadratic):
     layer_sizes = (1, 4, 1)
 
 
+def graph_of(algorithm: Any, size: int) -> mm.topology.Topology:
+    """The ring; with (W + I)/2 where its smallest eigenvalue would not do."""
+    return mm.topology.build("ring", size, lazy=isinstance(algorithm, mm.D2))
+
+
 class OnSimulator:
     """Runs on the virtual clock, with jitter."""
 
@@ -69,7 +79,8 @@ class OnSimulator:
 
     def run(self, algorithm: Any, objective: Any, **options: Any) -> mm.Run:
         clock = mm.Clock(jitter=0.2, latency_s=0.01)
-        return mm.simulate(algorithm, objective, self.size, clock=clock, **options)
+        graph = graph_of(algorithm, self.size)
+        return mm.simulate(algorithm, objective, self.size, topology=graph, clock=clock, **options)
 
 
 class OnMPI:
@@ -87,11 +98,14 @@ class OnMPI:
 
 
 @pytest.fixture(params=["simulator", pytest.param("mpi", marks=pytest.mark.mpi)])
-def runner(request: pytest.FixtureRequest) -> Any:
+def runner(request: pytest.FixtureRequest, algorithm: Any) -> Any:
     if request.param == "simulator":
         return OnSimulator()
+    from mpi4py import MPI
+
     # one worker per driver and test: windows and communicators come and go, as in a program
-    return OnMPI(request.getfixturevalue("make_worker")())
+    graph = graph_of(algorithm, MPI.COMM_WORLD.size)
+    return OnMPI(request.getfixturevalue("make_worker")(graph))
 
 
 @pytest.fixture
@@ -156,9 +170,11 @@ def error_feedback(algorithm: Any, steps: int) -> torch.Tensor:
 def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
     objective = alike(0, 1)
     x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
+    mu = getattr(algorithm, "mu", 0.0)
     for _ in range(steps):
-        m = getattr(algorithm, "mu", 0.0) * m + objective.full_gradient(x)
-        x = x - algorithm.lr * m
+        g = objective.full_gradient(x)
+        m = mu * m + g
+        x = x - algorithm.lr * (mu * m + g if getattr(algorithm, "nesterov", False) else m)
     return x
 
 
@@ -183,7 +199,16 @@ def test_one_worker_is_the_plain_algorithm(where: str, algorithm: Any, request: 
 def test_the_same_seed_gives_the_same_run(algorithm: Any) -> None:
     clock = mm.Clock(jitter=0.3, latency_s=0.05, slow={1: 3})
     runs = [
-        mm.simulate(algorithm, scattered, 4, duration_s=90, clock=clock, seed=s) for s in (1, 1, 2)
+        mm.simulate(
+            algorithm,
+            scattered,
+            4,
+            topology=graph_of(algorithm, 4),
+            duration_s=90,
+            clock=clock,
+            seed=s,
+        )
+        for s in (1, 1, 2)
     ]
     assert torch.equal(runs[0].x, runs[1].x)
     assert runs[0].records == runs[1].records
@@ -224,7 +249,7 @@ def test_a_step_size_may_be_any_kind_of_number(number: Any, algorithm: Any) -> N
     schedule = mm.LRSchedule("step", milestones=(2,), decay=0.5)
     for options in ({}, {"schedule": schedule}):
         runs = [
-            mm.simulate(a, scattered, 4, steps=4, **options)
+            mm.simulate(a, scattered, 4, topology=graph_of(a, 4), steps=4, **options)
             for a in (dataclasses.replace(algorithm, lr=0.25), same)
         ]
         assert torch.equal(runs[0].x, runs[1].x)
@@ -249,9 +274,10 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
             await super().step(w, s)
 
     arguments = dataclasses.asdict(algorithm)
-    whole = mm.simulate(algorithm, scattered, 4, steps=30)
-    mm.simulate(Saving(**arguments), scattered, 4, steps=20)
-    resumed = mm.simulate(Resuming(**arguments), scattered, 4, steps=10)
+    graph = graph_of(algorithm, 4)
+    whole = mm.simulate(algorithm, scattered, 4, topology=graph, steps=30)
+    mm.simulate(Saving(**arguments), scattered, 4, topology=graph, steps=20)
+    resumed = mm.simulate(Resuming(**arguments), scattered, 4, topology=graph, steps=10)
     assert torch.equal(whole.x, resumed.x)
 
 
@@ -262,6 +288,10 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.ADPSGD(lr=float("nan")), "lr=nan"),
         (lambda: mm.AllReduceSGD(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
         (lambda: mm.DPSGD(lr=0.1, variant="act"), "choose one of 'cta', 'atc'"),
+        (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
+        (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=2.5), "local_steps=2.5 must be a whole"),
+        (lambda: mm.DecentralizedMomentum(lr=0.1, mu=-0.1), r"mu=-0.1 must lie in \[0, 1\)"),
+        (lambda: mm.simulate(mm.D2(lr=0.1), alike, 4, steps=1), "lazy=True"),
         (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
         (lambda: mm.Signum(lr=0.1, beta=1.0), r"beta=1.0 must lie in \[0, 1\)"),
         (lambda: mm.Signum(lr=0.1, weight_decay=-1), "weight_decay=-1"),

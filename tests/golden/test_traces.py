@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mpimomentum as mm
-from tests.contract.test_algorithms import TABLE, scattered
+from tests.contract.test_algorithms import TABLE, graph_of, scattered
 
 FILE = Path(__file__).with_name("traces.json")
 
@@ -22,7 +22,9 @@ FILE = Path(__file__).with_name("traces.json")
 def trace(name: str) -> dict[str, Any]:
     """A short run with everything in it: jitter, a straggler, latency, bandwidth, noise."""
     clock = mm.Clock(slow={1: 2.5}, jitter=0.3, latency_s=0.05, bandwidth_Bps=1e4, seed=3)
-    run = mm.simulate(TABLE[name], scattered, 4, duration_s=30, clock=clock, seed=5)
+    algorithm = TABLE[name]
+    graph = graph_of(algorithm, 4)
+    run = mm.simulate(algorithm, scattered, 4, topology=graph, duration_s=30, clock=clock, seed=5)
     return {
         "x": run.x.tolist(),
         "updates": run.updates.tolist(),

@@ -94,6 +94,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "lr_scaling": "none",
         "reference_batch": 256,
         "weight_decay": 0.0,
+        "lazy": False,
         "topology": str(Path.cwd() / 'w "odd"\\name.csv'),
         "model": "cnn-small",
         "data": "digits",

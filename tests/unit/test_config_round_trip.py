@@ -19,7 +19,7 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
-DRAWS = 50
+DRAWS = 80
 OF_ONE_RUN = ("out", "progress", "resume", "log_level")  # not in a config.toml
 
 TEXTS = {
@@ -79,7 +79,8 @@ def drawn(source: random.Random, config: type[Any]) -> tuple[Any, set[str]]:
     while True:
         algorithm = source.choice(tuple(ALGORITHMS))
         its = {f.name for f in dataclasses.fields(ALGORITHMS[algorithm])} | {"algorithm"}
-        names = {n for n in fields if source.random() < 0.3 and (n not in of_method or n in its)}
+        often = {n: 0.6 if n in of_method else 0.3 for n in fields if n not in of_method - its}
+        names = {n for n, share in often.items() if source.random() < share}
         names -= set(source.sample(LENGTHS, 2))
         values = {name: value(source, name, fields[name].hint) for name in sorted(names)}
         for name in names & NEEDS.keys():

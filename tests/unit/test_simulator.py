@@ -14,6 +14,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.simulator import Simulation
+from tests.contract.test_algorithms import graph_of
 
 L, B = 0.25, 100.0  # seconds, bytes per second
 TEN = torch.arange(10, dtype=torch.float64)  # 80 bytes: 0.8 s on a link
@@ -39,6 +40,9 @@ ALGORITHMS = [
     mm.ADPSGD(lr=0.05, variant="paired"),
     mm.AsyncServer(lr=0.02, mu=0.5),
     mm.AsyncServer(lr=0.02, servers=2, dedicated=True),
+    mm.DecentralizedMomentum(lr=0.05, mu=0.5),
+    mm.LocalMomentum(lr=0.05, mu=0.5, local_steps=3),
+    mm.D2(lr=0.05),
     mm.Signum(lr=0.05, beta=0.5, adversaries="2:random"),
     mm.Signum(lr=0.05, error_feedback=True),
 ]
@@ -53,7 +57,8 @@ def test_same_seed_same_bits_other_seed_other_run(algorithm):
         clock = mm.Clock(
             jitter=0.4, latency_s=0.05, bandwidth_Bps=3e4, slow={2: 3}, seed=clock_seed
         )
-        return mm.simulate(algorithm, noisy, 6, steps=30, clock=clock, seed=seed)
+        graph = graph_of(algorithm, 6)
+        return mm.simulate(algorithm, noisy, 6, topology=graph, steps=30, clock=clock, seed=seed)
 
     one, again, other, elsewhen = run(0), run(0), run(1), run(0, clock_seed=4)
     assert torch.equal(one.x, again.x)
@@ -400,7 +405,7 @@ def test_an_exception_in_one_workers_objective_ends_the_run_as_it_is(algorithm):
         return Breaks(noisy(rank, size), after=3 if rank == 1 else -1)
 
     with pytest.raises(Complicated, match="42 at the third gradient") as raised:
-        mm.simulate(algorithm, f, 4, steps=10)
+        mm.simulate(algorithm, f, 4, topology=graph_of(algorithm, 4), steps=10)
     assert raised.value.code == 42
     shift = getattr(algorithm, "servers", 0) if getattr(algorithm, "dedicated", False) else 0
     assert raised.value.__notes__ == [f"on the virtual clock: virtual rank {1 + shift}, at 3 s"]

@@ -1,0 +1,86 @@
+"""L5: D² has no floor: models agree at the minimum of the mean, however the data are spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mpimomentum as mm
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+
+
+def objectives(b, h=1.0, noise=0.0):
+    return lambda rank, size: mm.Quadratic(b=b[rank], h=h, noise=noise)
+
+
+def floor(x):
+    x = np.asarray(x)
+    return float(((x - x.mean(axis=0)) ** 2).sum() / len(x))
+
+
+@pytest.mark.parametrize("zeta", [1.0, 100.0])
+def test_no_floor_where_d_psgd_has_one(zeta):
+    ring = mm.topology.build("ring", 8, self_weight=0.5)
+    b = zeta * np.repeat([1.0, -1.0], 4)[:, None]
+    rest = {a: mm.simulate(a, objectives(b), 8, steps=2000, topology=ring) for a in (
+        mm.D2(lr=0.1), mm.DPSGD(lr=0.1))}  # fmt: skip
+    d2, d_psgd = (floor(run.x) for run in rest.values())
+    assert d2 < 1e-20 * zeta**2
+    assert d_psgd > 0.1 * zeta**2
+
+
+@pytest.mark.parametrize(("graph", "n", "options"), [
+    ("torus", 12, {"lazy": True}), ("star", 6, {"lazy": True}), ("complete", 5, {}),
+    ("ring", 7, {}), ("hypercube", 8, {"self_weight": 0.6}),
+])  # fmt: skip
+def test_every_rank_is_at_the_minimum_of_the_mean(graph, n, options):
+    """Curvatures differ, too, so the minimum is not the mean of the minima."""
+    rng = np.random.default_rng(n)
+    b, h = rng.normal(size=(n, 3)), rng.uniform(0.5, 2, size=n)
+    topology = mm.topology.build(graph, n, **options)
+
+    def objective(rank, size):
+        return mm.Quadratic(b=b[rank], h=h[rank])
+
+    run = mm.simulate(mm.D2(lr=0.1), objective, n, steps=4500, topology=topology)
+    minimum = (h[:, None] * b).sum(axis=0) / h.sum()
+    np.testing.assert_allclose(run.x, np.tile(minimum, (n, 1)), **EXACT)
+
+
+def mean_after(steps, b, start, lr, factors=None):
+    """mean(x_{t+1}) = mean(x_t) - lr_t mean(G_t), where mean(G) = mean(x) - mean(b)."""
+    x = np.full(b.shape[1], start)
+    for t in range(steps):
+        x = x - lr * (1 if factors is None else factors(t)) * (x - b.mean(axis=0))
+    return x
+
+
+@pytest.mark.parametrize("schedule", [None, mm.LRSchedule("step", milestones=(5, 9), decay=0.3)])
+def test_the_mean_makes_steps_of_sgd(schedule):
+    """Also where the step size changes: each gradient keeps the one it was taken with."""
+    b = np.random.default_rng(3).normal(size=(5, 4))
+    options = {} if schedule is None else {"schedule": schedule}
+    for steps in (1, 2, 6, 14):
+        run = mm.simulate(mm.D2(lr=0.2), objectives(b), 5, steps=steps, topology="ring", **options)
+        law = mean_after(steps, b, 0.0, 0.2, schedule and schedule.factor)
+        np.testing.assert_allclose(run.mean, law, **EXACT)
+        assert floor(run.x) > 1e-6
+
+
+@pytest.mark.mpi
+def test_on_mpi_ranks(make_worker):
+    from mpi4py import MPI
+
+    n = MPI.COMM_WORLD.size
+    b = np.random.default_rng(7).normal(size=(n, 3))
+    for steps in (3, 10):
+        w = make_worker(mm.topology.build("ring", n, lazy=True))
+        run = mm.run(mm.D2(lr=0.1), objectives(b), steps=steps, worker=w)
+        np.testing.assert_allclose(run.mean, mean_after(steps, b, 0.0, 0.1), **EXACT)
+        w.close()
+    w = make_worker(mm.topology.build("ring", n, lazy=True))
+    run = mm.run(mm.D2(lr=0.1), objectives(b), steps=1500, worker=w)
+    assert run.consensus_distance**2 < 1e-20
+    assert run.mean.dtype == torch.float64
