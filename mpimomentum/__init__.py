@@ -25,6 +25,7 @@ from mpimomentum.algorithms import (
     AllReduceSGD,
     AsyncServer,
     DecentralizedMomentum,
+    GradientTracking,
     LocalMomentum,
     Signum,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Clock",
     "DecentralizedMomentum",
     "DistributedOptimizer",
+    "GradientTracking",
     "LRSchedule",
     "LocalMomentum",
     "Quadratic",

@@ -11,6 +11,7 @@ from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
+from mpimomentum.algorithms.gradient_tracking import GradientTracking
 from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.signum import Signum
 
@@ -24,6 +25,7 @@ ALGORITHMS: dict[str, type[Any]] = {
         DecentralizedMomentum,
         LocalMomentum,
         D2,
+        GradientTracking,
         Signum,
     )
 }

@@ -32,6 +32,7 @@ TABLE = {
     "local-momentum": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=5),
     "local-momentum II": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=2, nesterov=True),
     "d2": mm.D2(lr=0.05),
+    "gradient-tracking": mm.GradientTracking(lr=0.05),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
