@@ -9,6 +9,11 @@ Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updat
 that a worker was given and the application of its push; its mean is n - 1 with n workers at any
 speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
 
+``weighting`` multiplies an arriving gradient by a weight that is 1 at tau = 0 and falls with its
+staleness: e^(-decay tau) (exponential), (1 + tau)^-decay (polynomial) or 1/max(1, tau) (inverse);
+with ``weight_momentum`` it multiplies mu instead. The document that asks for such weights gives no
+rule for a server: this one is ours.
+
 References
 ----------
 T. Liu, S. Li, J. Shi, E. Zhou, T. Zhao, "Towards understanding acceleration tradeoff between
@@ -17,12 +22,13 @@ momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from mpimomentum.algorithms.checks import momentum, not_negative
+from mpimomentum.algorithms.checks import momentum, not_negative, one_of
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Mailbox, Requires, Vector, Window, Worker
 
@@ -53,12 +59,21 @@ class AsyncServer:
         Ranks 0 … servers−1 serve an equal shard each.
     dedicated : bool
         Whether the servers compute no gradients.
+    weighting : {"none", "exponential", "polynomial", "inverse"}
+        How a gradient's weight falls with its staleness.
+    decay : float
+        Rate of the exponential, or power of the polynomial.
+    weight_momentum : bool
+        Weight mu instead of the gradient.
     """
 
     lr: float
     mu: float = 0.0
     servers: int = 1
     dedicated: bool = False
+    weighting: Literal["none", "exponential", "polynomial", "inverse"] = "none"
+    decay: float = 1.0
+    weight_momentum: bool = False
 
     name: ClassVar[str] = "async-server"
     synchronous: ClassVar[bool] = False
@@ -69,6 +84,15 @@ class AsyncServer:
         momentum("mu", self.mu)
         if self.servers < 1:
             raise ValueError(f"servers={self.servers}: at least one rank must serve")
+        one_of("weighting", self.weighting, ("none", "exponential", "polynomial", "inverse"))
+        not_negative("decay", self.decay)
+        if self.weight_momentum and self.weighting == "none":
+            raise ValueError("weight_momentum=True: there is no weight; choose a weighting too")
+        if self.decay != 1 and self.weighting not in ("exponential", "polynomial"):
+            raise ValueError(
+                f"decay={self.decay}: weighting={self.weighting!r} has none; leave it out, or "
+                "choose exponential or polynomial"
+            )
 
     def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (workers, servers)."""
@@ -106,10 +130,22 @@ class AsyncServer:
         while True:
             source, version, update = await s.updates.recv()
             tau = s.shard.version - version
+            weight = self.weight(tau)
+            mu = self.mu * weight if self.weight_momentum else self.mu
+            if weight != 1 and not self.weight_momentum:
+                update *= weight
             for x, now in s.shard.writing():
-                mix.server_step(x, s.v[now], update[now], self.mu)
+                mix.server_step(x, s.v[now], update[now], mu)
             w.record(tau=tau, source=source)
             await s.answers.send(source, s.shard.read(), s.shard.version)
+
+    def weight(self, tau: int) -> float:
+        """Return the weight of a gradient that is `tau` updates old."""
+        if self.weighting == "exponential":
+            return math.exp(-self.decay * tau)
+        if self.weighting == "polynomial":
+            return float((1 + tau) ** -self.decay)
+        return 1 / max(1, tau) if self.weighting == "inverse" else 1.0
 
     async def finish(self, w: Worker, s: State) -> None:
         """Take over the final model."""

@@ -76,6 +76,13 @@ class Method:
         async-server: number of ranks that serve.
     dedicated : bool, optional
         async-server: the servers compute no gradients.
+    weighting : str, optional
+        async-server: how a gradient's weight falls with its staleness: none, exponential,
+        polynomial or inverse.
+    decay : float, optional
+        async-server: rate of the exponential weighting, or power of the polynomial.
+    weight_momentum : bool, optional
+        async-server: weight the momentum instead of the gradient.
     beta : float, optional
         signum: momentum, a moving average; 0 is signSGD.
     error_feedback : bool, optional
@@ -97,6 +104,9 @@ class Method:
     reweight: bool | None = None
     servers: int | None = None
     dedicated: bool | None = None
+    weighting: str | None = None
+    decay: float | None = None
+    weight_momentum: bool | None = None
     beta: float | None = None
     error_feedback: bool | None = None
     scale: str | None = None

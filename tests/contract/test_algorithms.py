@@ -25,6 +25,10 @@ TABLE = {
     "ad-psgd reweighted": mm.ADPSGD(lr=0.05, reweight=True),
     "ad-psgd paired": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired"),
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
+    "async-server weighted": mm.AsyncServer(lr=0.05, mu=0.5, weighting="inverse"),
+    "async-server decayed momentum": mm.AsyncServer(
+        lr=0.02, mu=0.5, weighting="exponential", decay=0.2, weight_momentum=True
+    ),
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
     "decentralized-momentum": mm.DecentralizedMomentum(lr=0.03, mu=0.5),
@@ -294,6 +298,9 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.DecentralizedMomentum(lr=0.1, mu=-0.1), r"mu=-0.1 must lie in \[0, 1\)"),
         (lambda: mm.simulate(mm.D2(lr=0.1), alike, 4, steps=1), "lazy=True"),
         (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
+        (lambda: mm.AsyncServer(lr=0.1, weighting="linear"), "choose one of 'none', 'expon"),
+        (lambda: mm.AsyncServer(lr=0.1, weight_momentum=True), "choose a weighting too"),
+        (lambda: mm.AsyncServer(lr=0.1, weighting="inverse", decay=2), "decay=2: .* has none"),
         (lambda: mm.Signum(lr=0.1, beta=1.0), r"beta=1.0 must lie in \[0, 1\)"),
         (lambda: mm.Signum(lr=0.1, weight_decay=-1), "weight_decay=-1"),
         (lambda: mm.Signum(lr=0.1, scale="tensor"), "choose one of 'global', 'layer'"),
