@@ -19,7 +19,7 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
-DRAWS = 8  # of each algorithm
+DRAWS = 16  # of each algorithm
 OF_ONE_RUN = ("out", "progress", "resume", "log_level")  # not in a config.toml
 
 TEXTS = {
