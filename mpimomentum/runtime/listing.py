@@ -129,4 +129,6 @@ def _detail(name: str, known: dict[str, Any]) -> Iterator[str]:
             yield textwrap.indent(textwrap.fill(about["about"], WIDTH - 6), " " * 6)
     yield "\nPaper:"
     yield textwrap.fill(known["paper"], WIDTH, initial_indent="  ", subsequent_indent="  ")
-    yield f"\nmpirun -n 4 mpimomentum train --algorithm {name}"
+    # the ring, which is the default, has an eigenvalue of -1/3
+    lazy = " --lazy" if ALGORITHMS[name].requires == "above_minus_third" else ""
+    yield f"\nmpirun -n 4 mpimomentum train --algorithm {name}{lazy}"
