@@ -6,13 +6,9 @@ Each worker, with no barrier::
     meanwhile average with one random neighbour j:  x_i, x_j <- (x_i + x_j)/2
     m_i <- mu m_i + G_i(x_hat);  x_i <- x_i - lr m_i        (on the possibly changed x_i)
 
-``paired`` (the paper): the exchange is atomic, both ends finish equal. The graph is bipartite;
-*active* workers begin exchanges, *passive* ones only answer, so that no wait-cycle can form.
-``lockfree``: one-sided, through windows that conserve the sum; a busy peer is passed over.
-
-The staleness tau of an update is the paper's: updates made by *all* workers between the read of
-x_hat and its use, counted by a shared ticket counter. Its mean is n - 1 at any speeds, while
-all workers work.
+The average is the paper's (``paired``) or never waits (``lockfree``), see
+:mod:`mpimomentum.algorithms.pair_exchange`. The staleness tau of an update is the paper's: updates
+made by *all* workers between the read of x_hat and its use; n - 1 in the mean while all n work.
 
 Deviation: the paper has no momentum (mu = 0). ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
 worker's share of all updates so far: without it fast workers' data count more. A worker s times
@@ -29,24 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from mpimomentum.algorithms.checks import momentum, not_negative, one_of
+from mpimomentum.algorithms.pair_exchange import State, answer, ask, average_with_someone, start
 from mpimomentum.codecs import mix
-from mpimomentum.worker import Counter, Mailbox, Requires, Vector, Window, Worker
-
-
-@dataclass
-class State:
-    """What one rank keeps."""
-
-    x: Window  # (d,) this rank's iterate, which others average with
-    x_hat: Vector  # (d,) the model that the gradient is taken at
-    m: Vector  # (d,) local momentum
-    updates: Counter  # gradient updates of all workers
-    requests: Mailbox  # models from active workers (paired)
-    replies: Mailbox  # means from passive workers (paired)
-    exchanges: int = 0  # averages so far (paired; a window counts its own)
+from mpimomentum.worker import Requires, Vector, Worker
 
 
 @dataclass(frozen=True)
@@ -84,56 +66,23 @@ class ADPSGD:
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0 without momentum."""
-        return State(
-            x=w.window("x", x0),
-            x_hat=x0.clone(),
-            m=torch.zeros_like(x0),
-            updates=w.counter("updates"),
-            requests=w.mailbox("requests"),
-            replies=w.mailbox("replies"),
-        )
+        return start(w, x0)
 
     async def step(self, w: Worker, s: State) -> None:
         """Gossip while the gradient at the old model is computed, then apply it to the new one."""
         began = await s.updates.fetch_add(0)
         s.x.read(out=s.x_hat)
-        mixes = s.x.mixes + s.exchanges
+        mixes = s.mixes
         gradient = w.gradient(s.x_hat, w.sample())
-        if self.variant == "lockfree":
-            peer = await self._average_with_someone(w, s)
-        else:
-            peer = await self._exchange(w, s)
+        peer = await (average_with_someone if self.variant == "lockfree" else ask)(w, s)
         g = await gradient
         ticket = await s.updates.fetch_add(1)
-        scale = (ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1.0  # 1/(n p_i)
-        lr = scale * w.lr
+        lr = w.lr * ((ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1)  # 1/(n p_i)
         for x, now in s.x.writing():
             mix.heavy_ball(x, s.m[now], g[now], mix.part(lr, now), self.mu)
-        w.record(tau=ticket - began, mixes=s.x.mixes + s.exchanges - mixes, peer=peer)
+        w.record(tau=ticket - began, mixes=s.mixes - mixes, peer=peer)
 
     async def serve(self, w: Worker, s: State) -> None:
-        """Answer active workers (paired): both ends leave with the mean."""
+        """Answer active workers (paired)."""
         while self.variant == "paired" and not w.active:
-            source, _, theirs = await s.requests.recv()
-            await s.x.add(w.rank, (theirs - s.x.read()).mul_(0.5))
-            s.exchanges += 1
-            await s.replies.send(source, s.x.read())
-
-    async def _average_with_someone(self, w: Worker, s: State) -> int:
-        """Average with the first neighbour, in random order, that is free; -1 if none is."""
-        for j in w.rng.permutation(w.neighbors).tolist():
-            if await s.x.average(j):
-                return int(j)
-        return -1  # all busy: never wait
-
-    async def _exchange(self, w: Worker, s: State) -> int:
-        """Send the model to a random passive neighbour and take over the mean it answers with."""
-        if not w.active or not w.neighbors:
-            return -1
-        j = int(w.rng.choice(w.neighbors))
-        mine = s.x.read()
-        await s.requests.send(j, mine)
-        _, _, mean = await s.replies.recv()
-        await s.x.add(w.rank, mean.sub_(mine))
-        s.exchanges += 1
-        return j
+            await answer(w, s)

@@ -1,0 +1,73 @@
+"""AD-PSGD's State, and its averages of two models: the paper's, and one without waiting.
+
+``paired``: an exchange is atomic, both ends leave with the mean. The graph is bipartite; *active*
+workers begin exchanges, *passive* ones only answer, so that no wait-cycle can form.
+``lockfree``: one-sided, through windows that conserve the sum; a busy peer is passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mpimomentum.worker import Counter, Mailbox, Vector, Window, Worker
+
+
+@dataclass
+class State:
+    """What one rank keeps."""
+
+    x: Window  # (d,) this rank's iterate, which others average with
+    x_hat: Vector  # (d,) the model that the gradient is taken at
+    m: Vector  # (d,) local momentum
+    updates: Counter  # gradient updates of all workers
+    requests: Mailbox  # models from active workers (paired)
+    replies: Mailbox  # means from passive workers (paired)
+    exchanges: int = 0  # averages so far (paired; a window counts its own)
+
+    @property
+    def mixes(self) -> int:
+        """Averages with this rank's model so far, whoever began them."""
+        return self.x.mixes + self.exchanges
+
+
+def start(w: Worker, x0: Vector) -> State:
+    """Make the windows, mailboxes and counters. Collective."""
+    return State(
+        x=w.window("x", x0),
+        x_hat=x0.clone(),
+        m=torch.zeros_like(x0),
+        updates=w.counter("updates"),
+        requests=w.mailbox("requests"),
+        replies=w.mailbox("replies"),
+    )
+
+
+async def average_with_someone(w: Worker, s: State) -> int:
+    """Average with the first neighbour, in random order, that is free; -1 if none is."""
+    for j in w.rng.permutation(w.neighbors).tolist():
+        if await s.x.average(j):
+            return int(j)
+    return -1  # all busy: never wait
+
+
+async def ask(w: Worker, s: State) -> int:
+    """Send the model to a random passive neighbour and take over the mean it answers with."""
+    if not w.active or not w.neighbors:
+        return -1
+    j = int(w.rng.choice(w.neighbors))
+    mine = s.x.read()
+    await s.requests.send(j, mine)
+    _, _, mean = await s.replies.recv()
+    await s.x.add(w.rank, mean.sub_(mine))
+    s.exchanges += 1
+    return j
+
+
+async def answer(w: Worker, s: State) -> None:
+    """Answer the next active worker: both ends leave with the mean."""
+    source, _, theirs = await s.requests.recv()
+    await s.x.add(w.rank, (theirs - s.x.read()).mul_(0.5))
+    s.exchanges += 1
+    await s.replies.send(source, s.x.read())
