@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.identity import hyper_parameters
 from mpimomentum.runtime.loop import check, roles
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.worker import Algorithm
@@ -87,18 +87,18 @@ def same_everywhere(worker: MPIWorker, parameters: FlatModel, algorithm: Algorit
 
 def identity(algorithm: Algorithm[Any], worker: MPIWorker, parameters: FlatModel) -> dict[str, Any]:
     """Return what a saved state must agree with to be gone on from: all but the step size."""
-    values = dataclasses.asdict(algorithm)  # type: ignore[call-overload]
-    values.pop("lr", None)  # a schedule's to change
     return {
         "algorithm": algorithm.name,
-        "parameters": values,
+        "parameters": dict(hyper_parameters(algorithm).values),
         "rank": worker.rank,
         "size": worker.size,
         "dim": parameters.dim,
     }
 
 
-def same_identity(saved: Mapping[str, Any] | None, mine: Mapping[str, Any]) -> None:
+def same_identity(
+    saved: Mapping[str, Any] | None, mine: Mapping[str, Any], algorithm: Algorithm[Any]
+) -> None:
     """Refuse a state of another algorithm, rank, number of ranks or model."""
     if saved is None:
         raise BadInput(
@@ -106,7 +106,10 @@ def same_identity(saved: Mapping[str, Any] | None, mine: Mapping[str, Any]) -> N
             "publish()"
         )
     for key, value in mine.items():
-        if saved[key] != value:
+        differs = saved[key] != value
+        if key == "parameters":  # those that are newer than the state had their defaults
+            differs = bool(hyper_parameters(algorithm).differences(saved[key]))
+        if differs:
             raise BadInput(
                 f"the state_dict has {key} {saved[key]!r}, this optimizer {value!r}: every rank "
                 f"loads what it saved itself, with the same algorithm, model and number of ranks"

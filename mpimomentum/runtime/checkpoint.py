@@ -19,8 +19,9 @@ import torch
 from mpimomentum.runtime import checkpoint_files as files
 from mpimomentum.runtime.agreement import exchanged
 from mpimomentum.runtime.checkpoint_files import DIRECTORY, File, Manifest, Tree
-from mpimomentum.runtime.checkpoint_search import identity, search
+from mpimomentum.runtime.checkpoint_search import search
 from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.state import restore, snapshot
 from mpimomentum.worker import Algorithm
@@ -61,7 +62,7 @@ class Checkpoints:
     resume : str or Path
         "never"; "auto": go on from the newest valid one in `out`, if there is one; or the
         directory of a checkpoint or of a run.
-    about : mapping, optional
+    about : mapping or Identity, optional
         Name -> text or number: what else the runs must have in common (model, data, …).
     parts : mapping, optional
         Name -> :class:`Part`.
@@ -85,7 +86,7 @@ class Checkpoints:
         every: int | None = None,
         keep: int = 2,
         resume: str | Path = "never",
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | Identity | None = None,
         parts: Mapping[str, Part] | None = None,
     ) -> None:
         for name, value in (("every", every), ("keep", keep)):
@@ -96,7 +97,7 @@ class Checkpoints:
         self.found: Manifest | None = None
         self.parts = dict(parts or {})
         self._every, self._keep, self._resume = every, keep, resume
-        self._about = dict(about or {})
+        self._about = about if isinstance(about, Identity) else Identity(dict(about or {}), {})
         self._identity: dict[str, Any] = {}
         self._loaded: Tree | None = None
         self._opened = False
@@ -119,9 +120,11 @@ class Checkpoints:
         """
         if self._opened:
             return
-        about = identity(w, algorithm) | {"dim": dim} | self._about
-        self._identity = json.loads(json.dumps(about, default=str))  # as the manifest will say it
-        found = search(w, self.directory, self._resume, self._identity, stop)
+        here = {"algorithm": algorithm.name, "ranks": w.size, "topology": w.topology.name}
+        here |= {"seed": w.seed, "dim": dim}
+        about = (hyper_parameters(algorithm) | Identity(here, {}) | self._about).plain()
+        self._identity = dict(about.values)  # as the manifest will say it
+        found = search(w, self.directory, self._resume, about, stop)
         if found is not None:
             self.last, self.found, self._loaded = found.path, found.manifest, found.tree
             self._steps = found.manifest.steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from mpimomentum.runtime.agreement import agreed, told
 from mpimomentum.runtime.checkpoint_config import AUTO, NEVER
 from mpimomentum.runtime.checkpoint_files import DIRECTORY, Damaged, Manifest, Tree
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
-from mpimomentum.worker import Algorithm
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
@@ -34,7 +33,7 @@ class Found:
 
 
 def search(
-    w: MPIWorker, directory: Path, resume: str | Path, about: Mapping[str, Any], stop: Stop
+    w: MPIWorker, directory: Path, resume: str | Path, about: Identity, stop: Stop
 ) -> Found | None:
     """Find, check and read a checkpoint. Collective.
 
@@ -45,7 +44,7 @@ def search(
         With the run's own checkpoints.
     resume : str or Path
         "never", "auto" or a path.
-    about : mapping
+    about : Identity
         What the run that wrote it must have in common with this one.
     stop : Stop
         When this one ends.
@@ -104,9 +103,7 @@ def _offered(directory: Path, resume: str | Path) -> list[Path]:
     return found
 
 
-def _read(
-    w: MPIWorker, path: Path, about: Mapping[str, Any], stop: Stop
-) -> tuple[Found | None, str]:
+def _read(w: MPIWorker, path: Path, about: Identity, stop: Stop) -> tuple[Found | None, str]:
     """Read the checkpoint at `path`; if it is damaged on any rank, return what is wrong."""
     refused = damaged = ""
     found = None
@@ -127,21 +124,11 @@ def _read(
     return found, ""
 
 
-def identity(w: MPIWorker, algorithm: Algorithm[Any]) -> dict[str, Any]:
-    """Return what two parts of one run have in common: all but the step size, as plain values."""
-    given = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
-    plain = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str))}
-    plain.pop("lr", None)
-    where = {"ranks": w.size, "topology": w.topology.name, "seed": w.seed}
-    return {"algorithm": algorithm.name} | plain | where
-
-
-def _difference(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def _difference(path: Path, saved: Mapping[str, Any], about: Identity) -> str:
     """Return why a run cannot go on from a checkpoint, or nothing."""
-    names = [n for n in {**saved, **asked} if saved.get(n) != asked.get(n)]
-    if not names:
+    each = about.differences(saved)
+    if not each:
         return ""
-    each = [f"{n}={saved.get(n)} there, {n}={asked.get(n)} now" for n in names]
     return (
         f"cannot go on from {path}, which another run has made: {'; '.join(each)}. Use the same "
         "again (lr and the length may change), or start anew with another --out"

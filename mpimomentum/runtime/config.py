@@ -20,6 +20,7 @@ from mpimomentum.algorithms.signum import Signum
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace_config import Network, Pace
 from mpimomentum.runtime.schedule_config import Schedule
@@ -292,8 +293,12 @@ class TrainConfig:
         here = {"out": self.output.out, "resume": self.saving.resume}
         return {k: v for k, v in self.flat().items() if k != "data_dir"} | here
 
-    def pinned(self) -> dict[str, Any]:
+    def pinned(self) -> Identity:
         """Return what must be the same in a run that goes on from a checkpoint."""
+        plainest = dataclasses.replace(type(self)(), method=Method(self.method.algorithm))
+        return Identity(self._pinned(), plainest._pinned())
+
+    def _pinned(self) -> dict[str, Any]:
         free = {"lr", "data_dir"}
         for group in (self.length, self.pace, self.output, self.saving, self.schedule):
             free |= {f.name for f in dataclasses.fields(group)}

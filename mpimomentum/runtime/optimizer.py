@@ -286,7 +286,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         loop = self._usable(changed=True, lent=True)
         mine = identity(self._algorithm, self._worker, self._parameters)
-        agreed(self._worker, lambda: same_identity(state_dict.get(OURS), mine))
+        agreed(self._worker, lambda: same_identity(state_dict.get(OURS), mine, self._algorithm))
         loop.close()
         self._loop, self._lent = None, False
         super().load_state_dict({k: v for k, v in state_dict.items() if k != OURS})

@@ -105,10 +105,10 @@ def _refuse_another(path: Path, config: TrainConfig) -> None:
         before = tomllib.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{file} is not TOML: {error}; choose another --out") from error
-    now = tomllib.loads(config.toml())
-    for name in config.pinned():
-        if before.get(name) != now.get(name):
-            raise BadInput(
-                f"resume=auto: {path} holds another run, without checkpoints: {name}="
-                f"{before.get(name)} there, {name}={now.get(name)} now; choose another --out"
-            )
+    about = config.pinned().plain()
+    each = about.differences({n: v for n, v in before.items() if n in about.values})
+    if each:
+        raise BadInput(
+            f"resume=auto: {path} holds another run, without checkpoints: {'; '.join(each)}; "
+            "choose another --out"
+        )

@@ -20,6 +20,7 @@ from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.loop import roles
 from mpimomentum.runtime.monitor import Monitor, Show
@@ -206,7 +207,7 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
         saving.checkpoint_every,
         saving.keep,
         saving.resume,
-        about=config.pinned() | {"train_samples": len(job.dataset.train_y)},
+        about=config.pinned() | Identity({"train_samples": len(job.dataset.train_y)}, {}),
     )
     checkpoints.open(worker, algorithm, job.dim, job.stop)
     agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)

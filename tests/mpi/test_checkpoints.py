@@ -399,3 +399,27 @@ def test_a_rank_that_cannot_write_ends_the_run_on_all(
     assert len(left) == 1
     assert f"{left[0].name} is the last valid one" in str(failed.value)
     saved(left[0])
+
+
+@dataclass(frozen=True)
+class Newer(mm.AllReduceSGD):
+    """The same algorithm in a later version, with an option more."""
+
+    heavy: bool = False
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+
+    def run(algorithm: Any, steps: int) -> mm.Run:
+        kept = mm.Checkpoints(out, every=5, resume="auto")
+        return mm.run(algorithm, dropped_out, steps=steps, worker=w, checkpoints=kept)
+
+    whole = mm.run(mm.AllReduceSGD(lr=0.05, mu=0.9), dropped_out, steps=9, worker=w)
+    run(mm.AllReduceSGD(lr=0.05, mu=0.9), 5)
+    assert torch.equal(run(Newer(lr=0.05, mu=0.9), 9).x, whole.x)
+    with pytest.raises(BadInput, match="heavy=False there, heavy=True now"):
+        run(Newer(lr=0.05, mu=0.9, heavy=True), 12)
