@@ -12,9 +12,8 @@ stored: they follow from what was compressed, and with which scale (``mm.sign.ef
 
 A step sends 2(n-1)/n bits a coordinate, and 12(n-1) bytes a float32 scale.
 
-Deviation: sign(0) = +, one bit has no third value. Weights are decayed after the compression, as
-after a vote. The paper's is one-way and has no momentum; Zheng et al. have both, by heavy ball and
-with blocks where we have layers.
+Deviation: sign(0) = +. Weights are decayed after the compression, as after a vote. The paper's is
+one-way and has no momentum, m_i in place of G_i; Zheng et al. have both, with blocks for layers.
 
 References
 ----------
@@ -27,7 +26,7 @@ error-feedback", NeurIPS 2019, Algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +47,18 @@ class State:
     p_scale: Vector  # (segments,)
     q: Vector  # (slice,) the same of the mean
     q_scale: Vector  # (segments,) the same on all ranks
+
+
+def check(wanted: bool, scale: str, adversaries: Mapping[int, str]) -> None:
+    """Refuse what goes with a vote alone, or with error feedback alone."""
+    if scale != "global" and not wanted:
+        raise ValueError(f"scale={scale!r}: a vote has none; set error_feedback too")
+    if adversaries and wanted:
+        text = ",".join(f"{rank}:{behaviour}" for rank, behaviour in adversaries.items())
+        raise ValueError(
+            f"adversaries={text!r} with error_feedback: scaled signs are averaged, not voted on, "
+            "so one rank can turn them; leave one of the two out"
+        )
 
 
 def start(w: Worker, x0: Vector, m: Vector, sizes: Sequence[int]) -> State:
