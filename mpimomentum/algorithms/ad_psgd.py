@@ -10,9 +10,11 @@ The average is the paper's (``paired``) or never waits (``lockfree``), see
 :mod:`mpimomentum.algorithms.pair_exchange`. The staleness tau of an update is the paper's: updates
 made by *all* workers between the read of x_hat and its use; n - 1 in the mean while all n work.
 
-Deviation: the paper has no momentum (mu = 0). ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
-worker's share of all updates so far: without it fast workers' data count more. A worker s times
-slower than the mean takes steps s times as long: s lr must be small enough.
+Deviation: the paper has no momentum (mu = 0) and begins an average at every step; with
+``local_steps`` = I a worker begins one during the gradient of every I-th of its steps, and answers
+at any time. ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the worker's share of all updates so
+far: without it fast workers' data count more. A worker s times slower than the mean takes steps s
+times as long: s lr must be small enough.
 
 References
 ----------
@@ -25,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mpimomentum.algorithms.checks import momentum, not_negative, one_of
+from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative, one_of
 from mpimomentum.algorithms.pair_exchange import State, answer, ask, average_with_someone, start
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Requires, Vector, Worker
@@ -44,12 +46,15 @@ class ADPSGD:
     variant : {"lockfree", "paired"}
     reweight : bool
         Undo the bias towards fast workers' data.
+    local_steps : int
+        Steps from one average that this worker begins to the next.
     """
 
     lr: float
     mu: float = 0.0
     variant: Literal["lockfree", "paired"] = "lockfree"
     reweight: bool = False
+    local_steps: int = 1
 
     name: ClassVar[str] = "ad-psgd"
     synchronous: ClassVar[bool] = False
@@ -58,6 +63,7 @@ class ADPSGD:
         not_negative("lr", self.lr)
         momentum("mu", self.mu)
         one_of("variant", self.variant, ("lockfree", "paired"))
+        at_least_one("local_steps", self.local_steps)
 
     @property
     def requires(self) -> Requires:
@@ -74,7 +80,9 @@ class ADPSGD:
         s.x.read(out=s.x_hat)
         mixes = s.mixes
         gradient = w.gradient(s.x_hat, w.sample())
-        peer = await (average_with_someone if self.variant == "lockfree" else ask)(w, s)
+        peer = -1
+        if (w.step + 1) % self.local_steps == 0:
+            peer = await (average_with_someone if self.variant == "lockfree" else ask)(w, s)
         g = await gradient
         ticket = await s.updates.fetch_add(1)
         lr = w.lr * ((ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1)  # 1/(n p_i)

@@ -42,8 +42,10 @@ LENGTHS = ("epochs", "steps", "duration_s")
 def usual(make: type[Any], error_feedback: bool = False) -> dict[str, float]:
     """Return the hyper-parameters of an algorithm that have a value without being given."""
     votes = make is Signum and not error_feedback
-    values = {"lr": VOTE_LR if votes else LR, "mu": MU, "local_steps": LOCAL_STEPS}
-    return {f.name: values[f.name] for f in dataclasses.fields(make) if f.name in values}
+    values = {"lr": VOTE_LR if votes else LR, "mu": MU}
+    known = {f.name: values[f.name] for f in dataclasses.fields(make) if f.name in values}
+    needed = {f.name for f in dataclasses.fields(make) if f.default is dataclasses.MISSING}
+    return known | ({"local_steps": LOCAL_STEPS} if "local_steps" in needed else {})
 
 
 def _given(config: Any) -> list[tuple[str, Any]]:
@@ -93,7 +95,7 @@ class Method:
     nesterov : bool, optional
         decentralized-momentum, local-momentum: option II of the paper.
     local_steps : int, optional
-        local-momentum: steps from one average to the next; 8 unless given.
+        Steps from one average to the next: local-momentum, 8 unless given; ad-psgd, 1.
     adversaries : str, optional
         signum: ranks that send wrong signs on purpose, RANK:BEHAVIOUR,…: 2:invert,5:random.
     """

@@ -174,6 +174,7 @@ RANGES = [
         ),
     ),
     simulate("--algorithm local-momentum --local-steps 0", "local_steps=0", "from 1 up"),
+    simulate("--algorithm ad-psgd --local-steps 0", "local_steps=0", "from 1 up"),
     simulate("--algorithm d-psgd --local-steps 2", "local_steps=2", "d-psgd has no such"),
     simulate("--algorithm decentralized-momentum --mu 1", "mu=1.0", "[0, 1)"),
     simulate("--algorithm d2", "smallest is -0.333333", "--lazy"),

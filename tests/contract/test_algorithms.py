@@ -23,6 +23,7 @@ TABLE = {
     "d-psgd atc": mm.DPSGD(lr=0.05, variant="atc"),
     "ad-psgd lockfree": mm.ADPSGD(lr=0.05, mu=0.5),
     "ad-psgd reweighted": mm.ADPSGD(lr=0.05, reweight=True),
+    "ad-psgd local steps": mm.ADPSGD(lr=0.05, mu=0.5, local_steps=3),
     "ad-psgd paired": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired"),
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
     "async-server weighted": mm.AsyncServer(lr=0.05, mu=0.5, weighting="inverse"),
@@ -291,6 +292,7 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
     [
         (lambda: mm.ADPSGD(lr=-1), "lr=-1"),
         (lambda: mm.ADPSGD(lr=float("nan")), "lr=nan"),
+        (lambda: mm.ADPSGD(lr=0.1, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.AllReduceSGD(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
         (lambda: mm.DPSGD(lr=0.1, variant="act"), "choose one of 'cta', 'atc'"),
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),

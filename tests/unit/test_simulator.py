@@ -37,6 +37,7 @@ ALGORITHMS = [
     mm.DPSGD(lr=0.05, variant="atc"),
     mm.ADPSGD(lr=0.05, mu=0.5),
     mm.ADPSGD(lr=0.05, reweight=True),
+    mm.ADPSGD(lr=0.05, local_steps=4),
     mm.ADPSGD(lr=0.05, variant="paired"),
     mm.AsyncServer(lr=0.02, mu=0.5),
     mm.AsyncServer(lr=0.02, servers=2, dedicated=True),
