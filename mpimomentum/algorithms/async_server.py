@@ -9,10 +9,8 @@ Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updat
 that a worker was given and the application of its push; its mean is n - 1 with n workers at any
 speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
 
-``weighting`` multiplies an arriving gradient by a weight that is 1 at tau = 0 and falls with its
-staleness: e^(-decay tau) (exponential), (1 + tau)^-decay (polynomial) or 1/max(1, tau) (inverse);
-with ``weight_momentum`` it multiplies mu instead. The document that asks for such weights gives no
-rule for a server: this one is ours.
+``weighting`` multiplies an arriving gradient, or mu, by a weight that falls with its staleness
+(``staleness_weights.py``). What the ranks do is in ``parameter_server.py``.
 
 References
 ----------
@@ -22,27 +20,14 @@ momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
-
-from mpimomentum.algorithms.checks import momentum, not_negative, one_of
-from mpimomentum.codecs import mix
-from mpimomentum.worker import Mailbox, Requires, Vector, Window, Worker
-
-
-@dataclass
-class State:
-    """What one rank keeps."""
-
-    x: Vector  # (d,) the model that the servers last answered with
-    versions: list[int]  # of the server of each shard, in that answer
-    shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
-    v: Vector  # like shard: x_k - x_{k-1}
-    updates: Mailbox  # worker -> server: lr times a gradient, with the version it was taken at
-    answers: Mailbox  # server -> worker: the shard after the push, with its version
+from mpimomentum.algorithms import parameter_server, staleness_weights
+from mpimomentum.algorithms.checks import momentum, not_negative
+from mpimomentum.algorithms.parameter_server import State
+from mpimomentum.algorithms.staleness_weights import Weighting
+from mpimomentum.worker import Requires, Vector, Worker
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ class AsyncServer:
     mu: float = 0.0
     servers: int = 1
     dedicated: bool = False
-    weighting: Literal["none", "exponential", "polynomial", "inverse"] = "none"
+    weighting: Weighting = "none"
     decay: float = 1.0
     weight_momentum: bool = False
 
@@ -82,77 +67,25 @@ class AsyncServer:
     def __post_init__(self) -> None:
         not_negative("lr", self.lr)
         momentum("mu", self.mu)
-        if self.servers < 1:
-            raise ValueError(f"servers={self.servers}: at least one rank must serve")
-        one_of("weighting", self.weighting, ("none", "exponential", "polynomial", "inverse"))
-        not_negative("decay", self.decay)
-        if self.weight_momentum and self.weighting == "none":
-            raise ValueError("weight_momentum=True: there is no weight; choose a weighting too")
-        if self.decay != 1 and self.weighting not in ("exponential", "polynomial"):
-            raise ValueError(
-                f"decay={self.decay}: weighting={self.weighting!r} has none; leave it out, or "
-                "choose exponential or polynomial"
-            )
+        parameter_server.check(self)
+        staleness_weights.check(self.weighting, self.decay, self.weight_momentum)
 
     def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (workers, servers)."""
-        if self.servers > size - self.dedicated:
-            raise ValueError(
-                f"servers={self.servers}, dedicated={self.dedicated}: {size} ranks leave no worker "
-                "or too few servers; start more ranks"
-            )
-        first = self.servers if self.dedicated else 0
-        return tuple(range(first, size)), tuple(range(self.servers))
+        return parameter_server.roles(self, size)
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Every server publishes its shard of x0."""
-        shard = x0[self._shard(w.rank, x0.numel())]
-        return State(
-            x=x0.clone(),
-            versions=[0] * self.servers,
-            shard=w.window("shard", shard),
-            v=torch.zeros_like(shard),
-            updates=w.mailbox("updates"),
-            answers=w.mailbox("answers"),
-        )
+        return parameter_server.init(self, w, x0)
 
     async def step(self, w: Worker, s: State) -> None:
         """Compute, push to every server, take over what they answer."""
-        g = await w.gradient(s.x, w.sample())
-        update = w.lr * g  # here, not at the server: lr may be a schedule's, or one per coordinate
-        for j, version in enumerate(s.versions):
-            await s.updates.send(j, update[self._shard(j, len(g))], version)
-        for _ in range(self.servers):
-            j, s.versions[j], s.x[self._shard(j, len(s.x))] = await s.answers.recv()
+        await parameter_server.step(self, w, s)
 
     async def serve(self, w: Worker, s: State) -> None:
         """Apply gradients in order of arrival."""
-        while True:
-            source, version, update = await s.updates.recv()
-            tau = s.shard.version - version
-            weight = self.weight(tau)
-            mu = self.mu * weight if self.weight_momentum else self.mu
-            if weight != 1 and not self.weight_momentum:
-                update *= weight
-            for x, now in s.shard.writing():
-                mix.server_step(x, s.v[now], update[now], mu)
-            w.record(tau=tau, source=source)
-            await s.answers.send(source, s.shard.read(), s.shard.version)
-
-    def weight(self, tau: int) -> float:
-        """Return the weight of a gradient that is `tau` updates old."""
-        if self.weighting == "exponential":
-            return math.exp(-self.decay * tau)
-        if self.weighting == "polynomial":
-            return float((1 + tau) ** -self.decay)
-        return 1 / max(1, tau) if self.weighting == "inverse" else 1.0
+        await parameter_server.serve(self, w, s)
 
     async def finish(self, w: Worker, s: State) -> None:
         """Take over the final model."""
-        for j in range(self.servers):
-            s.x[self._shard(j, len(s.x))], _ = await s.shard.get(j)
-
-    def _shard(self, rank: int, dim: int) -> slice:
-        if rank >= self.servers:
-            return slice(0, 0)
-        return slice(rank * dim // self.servers, (rank + 1) * dim // self.servers)
+        await parameter_server.finish(self, s)
