@@ -88,6 +88,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "mu": 0.9,
         "variant": "lockfree",
         "reweight": True,
+        "local_steps": 1,
         "lr_schedule": "constant",
         "warmup_epochs": 0.0,
         "lr_decay": 0.1,
