@@ -34,7 +34,7 @@ from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.export import save_model
 from mpimomentum.runtime.init import init
-from mpimomentum.runtime.objective import Quadratic, TorchObjective
+from mpimomentum.runtime.objective import Quadratic, StreamingPCA, TorchObjective
 from mpimomentum.runtime.optimizer import DistributedOptimizer
 from mpimomentum.runtime.run import Run, run, simulate
 from mpimomentum.runtime.schedule import LRSchedule
@@ -57,6 +57,7 @@ __all__ = [
     "Quadratic",
     "Run",
     "Signum",
+    "StreamingPCA",
     "TorchObjective",
     "broadcast_parameters",
     "init",

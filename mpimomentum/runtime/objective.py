@@ -13,9 +13,10 @@ from mpimomentum.runtime.objectives.buckets import Buckets
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.objectives.quadratic import Quadratic
 from mpimomentum.runtime.objectives.samples import CHUNK, AugmentedBatch, Samples
+from mpimomentum.runtime.objectives.streaming_pca import StreamingPCA
 from mpimomentum.worker import Objective, Vector
 
-__all__ = ["FlatModel", "Quadratic", "TorchObjective"]
+__all__ = ["FlatModel", "Quadratic", "StreamingPCA", "TorchObjective"]
 
 
 class TorchObjective(Objective):
