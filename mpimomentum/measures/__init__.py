@@ -3,5 +3,6 @@
 from mpimomentum.measures.histogram import Histogram
 from mpimomentum.measures.tally import Tally
 from mpimomentum.measures.time_split import Seconds, Spent, TimeSplit
+from mpimomentum.measures.traffic import Traffic
 
-__all__ = ["Histogram", "Seconds", "Spent", "Tally", "TimeSplit"]
+__all__ = ["Histogram", "Seconds", "Spent", "Tally", "TimeSplit", "Traffic"]

@@ -56,6 +56,8 @@ class Run:
         Telemetry of all ranks, by time; none if the caller took each as it was made.
     bytes_sent : int
         Payload moved by all ranks.
+    messages_sent : int
+        Pieces that it went in, all ranks together (:class:`mpimomentum.measures.Traffic`).
     busy_rate : float
         Fraction of averages that found a busy peer.
     statistics : Tensor, float64, shape (s,)
@@ -76,6 +78,7 @@ class Run:
     updates: np.ndarray[Any, np.dtype[np.int64]]
     records: list[dict[str, Any]] = field(repr=False)
     bytes_sent: int
+    messages_sent: int
     busy_rate: float
     statistics: Vector = field(
         default_factory=lambda: torch.empty(0, dtype=torch.float64), repr=False
@@ -163,7 +166,8 @@ def simulate(
         time_s=simulation.now_s,
         updates=np.array([w.step for w in simulation.workers]),
         records=_by_time([w.records for w in simulation.workers]),
-        bytes_sent=sum(w.bytes_sent for w in simulation.workers),
+        bytes_sent=sum(w.traffic.nbytes for w in simulation.workers),
+        messages_sent=sum(w.traffic.messages for w in simulation.workers),
         busy_rate=simulation.busy_rate,
         statistics=mean_of(
             [
@@ -171,7 +175,7 @@ def simulate(
                 for f, w in zip(objectives, simulation.workers, strict=True)
             ]
         ),
-        bytes_per_rank=[w.bytes_sent for w in simulation.workers],
+        bytes_per_rank=[w.traffic.nbytes for w in simulation.workers],
         time_split=[w.time_split() for w in simulation.workers],
         tallies=[w.tally for w in simulation.workers],
     )
@@ -231,7 +235,7 @@ def run(
 
     async def everything() -> Run:
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
-        measured = [w.now_s(), w.bytes_sent, *astuple(w.time_split())]
+        measured = [w.now_s(), *astuple(w.traffic), *astuple(w.time_split())]
         result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
         await w.release()
@@ -250,7 +254,7 @@ async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool)
     deviation = (x - mean).square().sum(dtype=torch.float64).reshape(1)
     local = torch.tensor([w.step, w.busy_rate, *measured], dtype=torch.float64)
     table = await w.allgather(local)
-    steps, busy_rate, time_s, bytes_sent = table[:, :4].unbind(dim=1)
+    steps, busy_rate, time_s, bytes_sent, messages_sent = table[:, :5].unbind(dim=1)
     consensus = float(((await w.allreduce(deviation)) / w.size).sqrt())
     models = await w.gather(x) if keep_x else None
     everyones = await _gathered(w, {"records": w.records, "tally": w.tally.state_dict()})
@@ -265,9 +269,10 @@ async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool)
         updates=steps.to(torch.int64).numpy(),
         records=_by_time([said["records"] for said in everyones]),
         bytes_sent=int(bytes_sent.sum()),
+        messages_sent=int(messages_sent.sum()),
         busy_rate=float(busy_rate.mean()),
         bytes_per_rank=bytes_sent.to(torch.int64).tolist(),
-        time_split=[Seconds(*row) for row in table[:, 4:].tolist()],
+        time_split=[Seconds(*row) for row in table[:, 5:].tolist()],
         tallies=tallies,
     )
 

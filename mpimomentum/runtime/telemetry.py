@@ -140,6 +140,7 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
             "updates_per_rank": run.updates.tolist(),
             "bytes_sent": run.bytes_sent,
             "bytes_sent_per_rank": run.bytes_per_rank,
+            "messages_sent": run.messages_sent,
             "fp32_allreduce_bytes": allreduce_bytes,
             "bytes_ratio": run.bytes_sent / allreduce_bytes if allreduce_bytes else None,
             "busy_rate": run.busy_rate,

@@ -9,6 +9,7 @@ import collections
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from mpimomentum.measures import Traffic
 from mpimomentum.worker import Handle, Vector
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class VirtualWindow:
         self.rank = rank
         self.dim = x0.numel()
         self.version = self.mixes = 0
-        self.attempts = self.busy = self.bytes_moved = 0
+        self.attempts = self.busy = 0
+        self.traffic = Traffic()
         self._simulation = simulation
         self._worker = simulation.workers[rank]
         self._x = x0.clone()
@@ -66,7 +68,7 @@ class VirtualWindow:
         if rank == self.rank:
             return Handle.completed((self.read(), self.version))
         handle: Handle[tuple[Vector, int]] = Handle(f"a read of rank {rank}")
-        self.bytes_moved += self._parts[rank]._nbytes
+        self.traffic.count(self._parts[rank]._nbytes)
         self._worker.travel(self._get(rank, handle))
         return handle
 
@@ -85,7 +87,7 @@ class VirtualWindow:
             self.version += 1
             return Handle.completed(None)
         handle: Handle[None] = Handle(f"an add to rank {rank}")
-        self.bytes_moved += v.numel() * v.element_size()
+        self.traffic.count(v.numel() * v.element_size())
         self._simulation.departed()
         self._worker.travel(self._add(self._parts[rank], v, handle))
         return handle
@@ -131,7 +133,7 @@ class VirtualWindow:
                 return
             window._claimed = True
             held.append(window)
-        self.bytes_moved += 2 * self._nbytes
+        self.traffic.count(2 * self._nbytes, 2)
         theirs = peer._x.clone()  # read when the claim gets there, not when the answer arrives
         await simulation.transfer(peer.rank, self.rank, self._nbytes)
         e = (self._x - theirs).mul_(0.5)
@@ -170,7 +172,7 @@ class VirtualMailbox:
     def __init__(self, simulation: Simulation, name: str, rank: int, parts: list[Any]) -> None:
         self.name = name
         self.rank = rank
-        self.bytes_sent = 0
+        self.traffic = Traffic()
         self._simulation = simulation
         self._here: collections.deque[tuple[int, int, Vector]] = collections.deque()
         self._waiting: collections.deque[Handle[tuple[int, int, Vector]]] = collections.deque()
@@ -182,7 +184,8 @@ class VirtualMailbox:
         nbytes = v.numel() * v.element_size()
         simulation = self._simulation
         message = (self.rank, version, v.clone())
-        self.bytes_sent += nbytes if rank != self.rank else 0
+        if rank != self.rank:
+            self.traffic.count(nbytes)
         simulation.departed()
         arrival_s = simulation.network.arrival_s(simulation.now_s, self.rank, rank, nbytes)
         simulation.at(arrival_s, lambda: self._parts[rank]._deliver(message))
@@ -223,9 +226,12 @@ class VirtualCounter:
         self._simulation = simulation
         self._value = value
         self.at_home = at_home
+        self.traffic = Traffic()
 
     def fetch_add(self, k: int = 1) -> Handle[int]:
         """Add `k`; returns the value before."""
+        if not self.at_home:
+            self.traffic.count(0)
         if self.at_home or self._simulation.latency_s == 0:
             return Handle.completed(self._add(k))
         handle: Handle[int] = Handle("a counter")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from mpimomentum.base_worker import BaseWorker
-from mpimomentum.measures import Seconds, Spent, TimeSplit
+from mpimomentum.measures import Seconds, Spent, TimeSplit, Traffic
 from mpimomentum.simulator.clock import ComputeTimes
 from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
 from mpimomentum.topology import Topology
@@ -48,9 +48,9 @@ class VirtualWorker(BaseWorker):
         self._simulation = simulation
         self._compute_times = compute_times
         self._mailboxes = 0
-        self._counters = 0
+        self._counters: list[VirtualCounter] = []
         self._calls: dict[str, int] = {}
-        self._collective_bytes = 0
+        self._collective = Traffic()
         self._early = _Queues[Vector]()  # (source, t) -> models that nobody asked for yet
         self._expecting = _Queues[_Exchange]()  # (source, t) -> who waits for a model
         self._sent: list[VirtualMailbox] = []
@@ -143,7 +143,7 @@ class VirtualWorker(BaseWorker):
             else:
                 mine.deliver(source, model)
         for target in sorted(mixing.out_weights.keys() - {self.rank}):
-            self._collective_bytes += _nbytes(v)
+            self._collective.count(_nbytes(v))
             self._post(target, t, v.clone())
         mine.settle()
         return mine
@@ -170,7 +170,7 @@ class VirtualWorker(BaseWorker):
         sent: int,
         rounds: int,
     ) -> Handle[Any]:
-        self._collective_bytes += sent
+        self._collective.count(sent, rounds)
         call = self._calls[name] = self._calls.get(name, -1) + 1
         rounds = rounds if self.size > 1 else 0
         duration_s = self._simulation.network.collective_s(
@@ -196,11 +196,13 @@ class VirtualWorker(BaseWorker):
 
     def counter(self, name: str, home: int = 0) -> VirtualCounter:  # a label
         """Make a counter."""
-        parts = self._simulation.parts("counter", self._counters)
-        self._counters += 1
+        parts = self._simulation.parts("counter", len(self._counters))
         if parts[home] is None:
             parts[home] = [0]
-        return VirtualCounter(self, self._simulation, parts[home], at_home=self.rank == home)
+        here = self.rank == home
+        counter = VirtualCounter(self, self._simulation, parts[home], at_home=here)
+        self._counters.append(counter)
+        return counter
 
     # -- for the runtime ---------------------------------------------------------------------------
 
@@ -248,13 +250,10 @@ class VirtualWorker(BaseWorker):
         await self._simulation.quiesce()
 
     @property
-    def bytes_sent(self) -> int:
-        """Payload that this rank's communication moved."""
-        return (
-            self._collective_bytes
-            + sum(w.bytes_moved for w in self.windows)
-            + sum(m.bytes_sent for m in self._sent)
-        )
+    def traffic(self) -> Traffic:
+        """What this rank's communication moved."""
+        parts = [w.traffic for w in self.windows] + [m.traffic for m in self._sent]
+        return Traffic.total([self._collective, *parts, *(c.traffic for c in self._counters)])
 
 
 class _Queues(Generic[T]):

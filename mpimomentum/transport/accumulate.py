@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mpimomentum.measures import Traffic
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.memory import chunks
 from mpimomentum.transport.mpi import MPI, own_memory
@@ -40,7 +41,8 @@ class AccumulateWindow:
         self.rank = env.rank
         self.dim = x0.numel()
         self.dtype = x0.dtype
-        self.attempts = self.busy = self.bytes_moved = 0
+        self.attempts = self.busy = 0
+        self.traffic = Traffic()
         itemsize = x0.element_size()
         make = MPI.Win.Allocate_shared if env.nodes == 1 else MPI.Win.Allocate
         self._sums = make(max(self.dim, 1) * itemsize, itemsize, comm=env.comm)
@@ -122,7 +124,8 @@ class AccumulateWindow:
             where = (piece.start, piece.stop - piece.start)
             self._sums.Get_accumulate(unused, target[piece], rank, where, MPI.NO_OP)
             self._sums.Flush(rank)
-        self.bytes_moved += 0 if rank == self.rank else target.nbytes
+        if rank != self.rank:
+            self.traffic.count(target.nbytes)
         return out
 
     def _sum(self, rank: int, v: Vector) -> None:
@@ -131,7 +134,8 @@ class AccumulateWindow:
             where = (piece.start, piece.stop - piece.start)
             self._sums.Accumulate(source[piece], rank, where, MPI.SUM)
         self._sums.Flush(rank)  # `source` is MPI's until here
-        self.bytes_moved += 0 if rank == self.rank else source.nbytes
+        if rank != self.rank:
+            self.traffic.count(source.nbytes)
 
     def _count(self, which: int, rank: int, k: int) -> int:
         added, old = np.array([k]), np.empty(1, dtype=np.int64)  # MPI's until the flush

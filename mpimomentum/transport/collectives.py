@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpimomentum.measures import Traffic
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.progress import Engine
@@ -58,15 +59,15 @@ class Collectives:
 
     Attributes
     ----------
-    bytes_sent : int
-        Payload this rank had to send: 2(n−1)/n a byte for an allreduce (what the best algorithms
+    traffic : Traffic
+        What this rank had to send: 2(n−1)/n a byte for an allreduce (what the best algorithms
         send), n−1 times its part for an allgather, (n−1)/n of the rows for an alltoall.
     """
 
     def __init__(self, env: Environment, engine: Engine, max_count: int = 1 << 30) -> None:
         self.rank = env.rank
         self.size = env.size
-        self.bytes_sent = 0
+        self.traffic = Traffic()
         self._engine = engine
         self._max_count = max_count
         self._comm = env.comm.Dup()
@@ -82,7 +83,7 @@ class Collectives:
         return self._sums.path
 
     def allreduce(self, v: Vector, *, counted: bool = True) -> Handle[Vector]:
-        """Sum over all ranks; not `counted` in :attr:`bytes_sent` if it is no part of the run."""
+        """Sum over all ranks; not `counted` in :attr:`traffic` if it is no part of the run."""
         as_buffer(v)
         if v.dtype in _HALF:
             wide = v.float()
@@ -108,7 +109,8 @@ class Collectives:
         self, sums: _Sums, v: Vector, out: Vector, divisor: int, counted: bool = True
     ) -> Handle[Vector]:
         if counted:
-            self.bytes_sent += 2 * (self.size - 1) * v.numel() * v.element_size() // self.size
+            others = 2 * (self.size - 1)
+            self.traffic.count(others * v.numel() * v.element_size() // self.size, others)
         return sums.start(v.detach(), out, divisor, self._slices(v.numel()))
 
     def allgather(self, v: Vector) -> Handle[Vector]:
@@ -124,7 +126,7 @@ class Collectives:
             requests.append(self._comm.Iallgather(source[s], part))
             if not whole:
                 parts.append((s, part))
-        self.bytes_sent += (self.size - 1) * len(source)
+        self.traffic.count((self.size - 1) * len(source), self.size - 1)
         return Requests(
             requests, lambda: _assembled(out, rows, parts), self._what("allgather"), hold=(v, parts)
         )
@@ -133,7 +135,8 @@ class Collectives:
         """Overwrite `v`, of any type, with that of `root`; `v` is not to be touched before done."""
         data = as_buffer(v)
         requests = [self._comm.Ibcast(data[s], root) for s in self._slices(len(data))]
-        self.bytes_sent += len(data) if self.rank == root else 0
+        if self.rank == root:
+            self.traffic.count(len(data))
         return Requests(requests, lambda: v, self._what(f"broadcast from rank {root}"), hold=v)
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
@@ -156,7 +159,7 @@ class Collectives:
             hold.append(given)
             if not whole:
                 parts.append((s, part))
-        self.bytes_sent += source.nbytes * (self.size - 1) // self.size
+        self.traffic.count(source.nbytes * (self.size - 1) // self.size, self.size - 1)
         return Requests(
             requests,
             lambda: _assembled(out, target, parts),
@@ -179,7 +182,7 @@ class Collectives:
                 self._neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag) for j in sources
             ]
             requests += [self._neighbor_comm.Isend(data[s], j, tag) for j in targets]
-        self.bytes_sent += len(targets) * len(data)
+        self.traffic.count(len(targets) * len(data), len(targets))
         what = f"models of step {t} from ranks {sources}"
         return Requests(requests, lambda: received, what, hold=v)
 
@@ -192,7 +195,7 @@ class Collectives:
                 self._neighbor_comm.Isend(data[s], 0, _GATHER) for s in self._slices(len(data))
             ]
             await Requests(requests, lambda: None, "rank 0 to collect", hold=v)
-            self.bytes_sent += len(data)
+            self.traffic.count(len(data))
             return None
         out = [v, *(torch.empty(n, dtype=v.dtype) for n in lengths[1:])]
         requests = [

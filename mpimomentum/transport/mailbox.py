@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mpimomentum.measures import Traffic
 from mpimomentum.transport.collectives import as_buffer
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI
@@ -45,7 +46,8 @@ class PointToPoint:
         self.name = name
         self.rank = env.rank
         self.size = env.size
-        self.sent = self.received = self.bytes_sent = 0
+        self.sent = self.received = 0
+        self.traffic = Traffic()
         self._comm = env.comm.Dup()
         self._to_self: collections.deque[tuple[int, int, Vector]] = collections.deque()
         self._incoming: collections.deque[_Incoming] = collections.deque()
@@ -61,7 +63,7 @@ class PointToPoint:
             return Handle.completed(None)
         body = as_buffer(v)
         head = np.array([version, _DTYPES.index(v.dtype), v.numel()], dtype=np.int64)
-        self.bytes_sent += body.nbytes
+        self.traffic.count(body.nbytes)
         requests = [self._comm.Isend(head, rank, _HEAD)]
         requests += [
             self._comm.Isend(body[start : start + _SLICE], rank, _BODY)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from mpimomentum.codecs import mix
+from mpimomentum.measures import Traffic
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.progress import Engine, Poll
 from mpimomentum.transport.segment import MIXES, VERSION, Segment
@@ -64,7 +65,7 @@ class InboxWindow:
     ----------
     attempts, busy : int
         Averages begun here, and those that found one of the two busy.
-    bytes_moved : int
+    traffic : Traffic
         Payload read from and written to other ranks by this one.
     """
 
@@ -74,7 +75,8 @@ class InboxWindow:
         self.size = env.size
         self.dim = x0.numel()
         self.dtype = x0.dtype
-        self.attempts = self.busy = self.bytes_moved = 0
+        self.attempts = self.busy = 0
+        self.traffic = Traffic()
         self._engine = engine
         self._segment = Segment(env, x0)
         self._memory = self._segment.memory
@@ -118,7 +120,7 @@ class InboxWindow:
         """Read `rank`'s vector whole, with its version."""
         if rank == self.rank:
             return Handle.completed((self.read(), self.version))
-        self.bytes_moved += self._segment.dims[rank] * self.dtype.itemsize
+        self.traffic.count(self._segment.dims[rank] * self.dtype.itemsize)
         reading = self._segment.read_whole(rank)
         return self._engine.spawn(reading, f"a whole read of window {self.name!r} of rank {rank}")
 
@@ -129,7 +131,7 @@ class InboxWindow:
             self.drain()
             self._segment.apply(v, VERSION)
             return Handle.completed(None)
-        self.bytes_moved += v.numel() * v.element_size()
+        self.traffic.count(v.numel() * v.element_size())
         previous = self._last_add.get(rank)
         adding = self._engine.spawn(
             self._add_remote(rank, v, previous), f"an add to window {self.name!r} of rank {rank}"
@@ -156,7 +158,7 @@ class InboxWindow:
         if claim is None:
             self.busy += 1
             return Handle.completed(False)
-        self.bytes_moved += 2 * self.dim * self.dtype.itemsize
+        self.traffic.count(2 * self.dim * self.dtype.itemsize, 2)
         if self._segment.peer(rank) is not None:
             self._exchange_direct(rank)
             return Handle.completed(self._publish_average(rank, claim))

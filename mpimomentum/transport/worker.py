@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from mpimomentum.base_worker import BaseWorker
-from mpimomentum.measures import Seconds
+from mpimomentum.measures import Seconds, Traffic
 from mpimomentum.topology import Topology
 from mpimomentum.transport.accumulate import AccumulateWindow
 from mpimomentum.transport.counter import FetchAddCounter
@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Moved:
-    """What a rank's communication came to: bytes of payload, averages begun, those found busy."""
+    """What a rank's communication came to: its traffic, averages begun, those found busy."""
 
     nbytes: int = 0
+    messages: int = 0
     attempts: int = 0
     busy: int = 0
 
@@ -287,7 +288,7 @@ class MPIWorker(Session, BaseWorker):
         if self.closing:
             raise ValueError("this worker has an open optimizer: close() that one first")
         super().bind(objective, lr, weight_decay)
-        self._before = Moved(nbytes=-self.collectives.bytes_sent)
+        self._before = Moved(**dataclasses.asdict(-self.collectives.traffic))
         self._spent_before = Seconds()
 
     def state_dict(self) -> dict[str, Any]:
@@ -304,25 +305,28 @@ class MPIWorker(Session, BaseWorker):
         earlier = Moved(**values["moved"])
         self._before = Moved(
             nbytes=self._before.nbytes + earlier.nbytes,
+            messages=self._before.messages + earlier.messages,
             attempts=earlier.attempts,
             busy=earlier.busy,
         )
 
     def _moved(self) -> Moved:
         before = self._before
+        parts = [w.traffic for w in self._windows] + [m.traffic for m in self._mailboxes]
+        parts += [c.traffic for c in self._counters]
+        traffic = Traffic.total([self.collectives.traffic, *parts])
         return Moved(
-            nbytes=before.nbytes
-            + self.collectives.bytes_sent
-            + sum(w.bytes_moved for w in self._windows)
-            + sum(m.bytes_sent for m in self._mailboxes),
+            nbytes=before.nbytes + traffic.nbytes,
+            messages=before.messages + traffic.messages,
             attempts=before.attempts + sum(w.attempts for w in self._windows),
             busy=before.busy + sum(w.busy for w in self._windows),
         )
 
     @property
-    def bytes_sent(self) -> int:
-        """Payload that this rank's communication moved in the current run."""
-        return self._moved().nbytes
+    def traffic(self) -> Traffic:
+        """What this rank's communication moved in the current run."""
+        moved = self._moved()
+        return Traffic(moved.nbytes, moved.messages)
 
     @property
     def busy_rate(self) -> float:

@@ -153,8 +153,8 @@ def test_allreduce_counts_its_bytes(make_worker):
     w = make_worker()
 
     async def body():
-        before = w.bytes_sent
+        before = w.traffic.nbytes
         await w.allreduce(torch.zeros(1000))
-        assert w.bytes_sent - before == 2 * (w.size - 1) * 4000 // w.size
+        assert w.traffic.nbytes - before == 2 * (w.size - 1) * 4000 // w.size
 
     w.run(body())

@@ -263,7 +263,7 @@ def test_a_dedicated_server_has_no_loop_to_run(make_worker: Any) -> None:
 def accumulated(w: Any, model: nn.Module, sync_always: bool) -> int:
     """Three steps of two backward passes each; returns the bytes sent."""
     with mm.DistributedOptimizer(model, mm.AllReduceSGD(lr=LR, mu=MU), w) as opt:
-        before = w.bytes_sent
+        before = w.traffic.nbytes
         for step in range(3):
             opt.zero_grad()
             with contextlib.nullcontext() if sync_always else opt.no_sync():
@@ -272,7 +272,7 @@ def accumulated(w: Any, model: nn.Module, sync_always: bool) -> int:
             x, y = data(w.rank, 2 * step + 1)
             ((model(x) - y).square().mean() / 2).backward()
             opt.step()
-        return w.bytes_sent - before
+        return w.traffic.nbytes - before
 
 
 def test_accumulation_gives_the_mean_of_all_passes_and_no_sync_saves_half(make_worker: Any) -> None:

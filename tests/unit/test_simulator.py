@@ -269,7 +269,7 @@ def test_remote_add_moves_the_bytes_of_the_vector_added():
         if w.rank == 0:
             await x.add(1, TEN)
         await w.quiesce()
-        return w.bytes_sent, w.now_s()
+        return w.traffic.nbytes, w.now_s()
 
     (sent, seconds), _ = durations(body, size=2)
     assert sent == 80

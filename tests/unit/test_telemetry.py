@@ -31,6 +31,7 @@ def a_run(**changes) -> Run:
         "updates": np.array([10, 30]),
         "records": [],
         "bytes_sent": 1000,
+        "messages_sent": 10,
         "busy_rate": 0.125,
         "bytes_per_rank": [400, 600],
         "time_split": [Seconds(1.0, 0.25, 0.5, 0.25, 0.75), Seconds(compute=2.0)],
