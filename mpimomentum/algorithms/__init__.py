@@ -8,16 +8,20 @@ from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
 from mpimomentum.algorithms.gradient_tracking import GradientTracking
 from mpimomentum.algorithms.local_momentum import LocalMomentum
+from mpimomentum.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from mpimomentum.algorithms.sgp import SGP
 from mpimomentum.algorithms.signum import Signum
 
 __all__ = [
     "ADPSGD",
     "D2",
     "DPSGD",
+    "SGP",
     "AllReduceSGD",
     "AsyncServer",
     "DecentralizedMomentum",
     "GradientTracking",
     "LocalMomentum",
+    "QuasiGlobalMomentum",
     "Signum",
 ]

@@ -1,6 +1,11 @@
-"""One local step of SGD with momentum, in the two forms that papers call options I and II."""
+"""One local step of SGD with momentum, in the two forms that papers call options I and II.
+
+And the way back: the direction of a move.
+"""
 
 from __future__ import annotations
+
+import torch
 
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Vector
@@ -24,3 +29,11 @@ def momentum_step(
     mix.heavy_ball(x, u, g, lr * mu if nesterov else lr, mu)
     if nesterov:
         x.sub_(lr * g)
+
+
+def direction(before: Vector, after: Vector, lr: float | Vector) -> Vector:
+    """Return ``(before - after) / lr``, and 0 where `lr` is 0."""
+    moved = before - after
+    if isinstance(lr, torch.Tensor) and lr.ndim:
+        return torch.where(lr > 0, moved / lr, 0)
+    return moved / lr if lr else torch.zeros_like(moved)

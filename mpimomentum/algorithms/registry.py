@@ -13,6 +13,8 @@ from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
 from mpimomentum.algorithms.gradient_tracking import GradientTracking
 from mpimomentum.algorithms.local_momentum import LocalMomentum
+from mpimomentum.algorithms.quasi_global_momentum import QuasiGlobalMomentum
+from mpimomentum.algorithms.sgp import SGP
 from mpimomentum.algorithms.signum import Signum
 
 ALGORITHMS: dict[str, type[Any]] = {
@@ -26,6 +28,8 @@ ALGORITHMS: dict[str, type[Any]] = {
         LocalMomentum,
         D2,
         GradientTracking,
+        QuasiGlobalMomentum,
+        SGP,
         Signum,
     )
 }

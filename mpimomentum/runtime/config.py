@@ -72,7 +72,7 @@ class Method:
     mu : float, optional
         Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
     variant : str, optional
-        ad-psgd: lockfree or paired; d-psgd: cta or atc.
+        ad-psgd: lockfree or paired; d-psgd, sgp: cta or atc.
     reweight : bool, optional
         ad-psgd: undo the bias towards fast workers' data.
     servers : int, optional
@@ -93,7 +93,8 @@ class Method:
     scale : str, optional
         signum with error_feedback: global, or layer for a scale of its own for each parameter.
     nesterov : bool, optional
-        decentralized-momentum, local-momentum: option II of the paper.
+        Nesterov's form of momentum, often the paper's option II: decentralized-momentum,
+        local-momentum, quasi-global-momentum, sgp.
     local_steps : int, optional
         Steps from one average to the next: local-momentum, 8 unless given; ad-psgd, 1.
     adversaries : str, optional

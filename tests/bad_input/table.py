@@ -70,6 +70,8 @@ def simulate(args: str, *words: str) -> Row:
 
 
 THIRD = [[1 / 3] * 3] * 3
+PULLS = [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]]
+PUSHES = [list(column) for column in zip(*PULLS, strict=True)]
 SIGNUM = "train --algorithm signum"
 PAIRED = "--algorithm ad-psgd --variant paired"
 IDX = "train-images-idx3-ubyte"
@@ -177,6 +179,10 @@ RANGES = [
     simulate("--algorithm ad-psgd --local-steps 0", "local_steps=0", "from 1 up"),
     simulate("--algorithm d-psgd --local-steps 2", "local_steps=2", "d-psgd has no such"),
     simulate("--algorithm decentralized-momentum --mu 1", "mu=1.0", "[0, 1)"),
+    simulate("--algorithm quasi-global-momentum --mu 1", "mu=1.0", "[0, 1)"),
+    simulate("--algorithm sgp --variant lockfree", "variant='lockfree'", "'atc', 'cta'"),
+    matrix(PULLS, "column stochastic", "sums to 1.5", "transpose", more="--algorithm sgp"),
+    matrix(PUSHES, "doubly stochastic", "sums to 1.5", more="--algorithm quasi-global-momentum"),
     simulate("--algorithm d2", "smallest is -0.333333", "--lazy"),
     simulate("--algorithm d2 --topology random-matching", "the same W at every step", "--lazy"),
     simulate("--algorithm d2 --topology exponential --workers 8", "symmetric W", "undirected"),

@@ -38,6 +38,10 @@ TABLE = {
     "local-momentum II": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=2, nesterov=True),
     "d2": mm.D2(lr=0.05),
     "gradient-tracking": mm.GradientTracking(lr=0.05),
+    "sgp": mm.SGP(lr=0.05, mu=0.5),
+    "sgp cta": mm.SGP(lr=0.05, mu=0.5, variant="cta", nesterov=True),
+    "quasi-global-momentum": mm.QuasiGlobalMomentum(lr=0.03, mu=0.5),
+    "quasi-global-momentum N": mm.QuasiGlobalMomentum(lr=0.03, mu=0.5, nesterov=True),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
@@ -184,13 +188,29 @@ def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
     return x
 
 
+def quasi_global(algorithm: Any, steps: int) -> torch.Tensor:
+    """On one rank a model's way is the direction it was sent in."""
+    objective = alike(0, 1)
+    x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
+    for _ in range(steps):
+        g = objective.full_gradient(x)
+        d = algorithm.mu * m + g
+        if algorithm.nesterov:
+            d = algorithm.mu * d + g
+        x, m = x - algorithm.lr * d, algorithm.mu * m + (1 - algorithm.mu) * d
+    return x
+
+
+PLAIN = {mm.QuasiGlobalMomentum: quasi_global}
+
+
 @pytest.mark.parametrize("where", ["simulator", "mpi self"])
 def test_one_worker_is_the_plain_algorithm(where: str, algorithm: Any, request: Any) -> None:
     if algorithm in [TABLE[name] for name in NEEDS_TWO]:
         with pytest.raises(ValueError, match="start more ranks"):
             mm.simulate(algorithm, alike, 1, steps=1)
         return
-    plain = heavy_ball
+    plain = PLAIN.get(type(algorithm), heavy_ball)
     if isinstance(algorithm, mm.Signum):
         algorithm = dataclasses.replace(algorithm, adversaries="")
         plain = error_feedback if algorithm.error_feedback else sign_descent
@@ -298,6 +318,9 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=2.5), "local_steps=2.5 must be a whole"),
         (lambda: mm.DecentralizedMomentum(lr=0.1, mu=-0.1), r"mu=-0.1 must lie in \[0, 1\)"),
+        (lambda: mm.SGP(lr=0.1, variant="pull"), "choose one of 'atc', 'cta'"),
+        (lambda: mm.SGP(lr=0.1, mu=1), r"mu=1 must lie in \[0, 1\)"),
+        (lambda: mm.QuasiGlobalMomentum(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
         (lambda: mm.simulate(mm.D2(lr=0.1), alike, 4, steps=1), "lazy=True"),
         (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
         (lambda: mm.AsyncServer(lr=0.1, weighting="linear"), "choose one of 'none', 'expon"),
