@@ -27,6 +27,7 @@ from mpimomentum.algorithms import (
     AsyncServer,
     DecentralizedMomentum,
     GradientTracking,
+    KatyushaX,
     LocalMomentum,
     QuasiGlobalMomentum,
     Signum,
@@ -36,7 +37,14 @@ from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.export import save_model
 from mpimomentum.runtime.init import init
-from mpimomentum.runtime.objective import Quadratic, StreamingPCA, TorchObjective
+from mpimomentum.runtime.objective import (
+    LeastSquares,
+    NonconvexQuadratics,
+    Quadratic,
+    SoftmaxRegression,
+    StreamingPCA,
+    TorchObjective,
+)
 from mpimomentum.runtime.optimizer import DistributedOptimizer
 from mpimomentum.runtime.run import Run, run, simulate
 from mpimomentum.runtime.schedule import LRSchedule
@@ -55,12 +63,16 @@ __all__ = [
     "DecentralizedMomentum",
     "DistributedOptimizer",
     "GradientTracking",
+    "KatyushaX",
     "LRSchedule",
+    "LeastSquares",
     "LocalMomentum",
+    "NonconvexQuadratics",
     "Quadratic",
     "QuasiGlobalMomentum",
     "Run",
     "Signum",
+    "SoftmaxRegression",
     "StreamingPCA",
     "TorchObjective",
     "broadcast_parameters",

@@ -307,6 +307,10 @@ class Algorithm(Protocol[S]):
     An algorithm that decays the weights itself says ``decoupled_weight_decay = True``, has a
     hyper-parameter ``weight_decay`` and reads ``w.weight_decay``. For all others weight decay is
     part of the gradient.
+
+    One that asks for full gradients says ``finite_sum = True`` and has a hyper-parameter
+    ``inner_steps``, how many mini-batches, each at two points, it takes in a step on average. It
+    is refused where there are no full gradients, or where a sample's gradient is not its own.
     """
 
     name: ClassVar[str]
@@ -330,7 +334,7 @@ class Objective(Protocol):
     """What is minimised, as one worker sees it: its own data, its own f_i.
 
     Optional: ``layer_sizes``, as :attr:`Worker.layer_sizes` says; and further methods:
-    ``full_gradient(x)``, over all of this worker's data, and
+    ``full_gradient(x)``, over all `samples` of this worker's data, and
     ``gradient_in_parts(x, batch, emit) -> Vector``, which is ``gradient`` but calls ``emit(part)``
     for contiguous slices of its result, each as soon as it is final, together all of it. The slices
     and their order are the same on every rank and in every call. They are averaged over the ranks

@@ -27,3 +27,19 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def variance_reduced(lr: float, inner_steps: int, batch: int, sigma: float) -> None:
+    """Refuse a σ at which the momentum between epochs of SVRG turns round, and what is no number.
+
+    It is 0 at σ = 1/(inner_steps lr) already.
+    """
+    not_negative("lr", lr)
+    not_negative("sigma", sigma)
+    at_least_one("inner_steps", inner_steps)
+    at_least_one("batch", batch)
+    if sigma * lr * inner_steps > 1 + 1e-9:
+        raise ValueError(
+            f"sigma={sigma!r} must be at most 1/(inner_steps lr) = {1 / (inner_steps * lr):g}, at "
+            f"which nothing but SVRG is left: use that, a smaller lr or fewer inner_steps"
+        )

@@ -12,6 +12,7 @@ from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
 from mpimomentum.algorithms.gradient_tracking import GradientTracking
+from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from mpimomentum.algorithms.sgp import SGP
@@ -30,6 +31,7 @@ ALGORITHMS: dict[str, type[Any]] = {
         GradientTracking,
         QuasiGlobalMomentum,
         SGP,
+        KatyushaX,
         Signum,
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.finite_sum import check_model, needs_finite_sum
 from mpimomentum.runtime.identity import hyper_parameters
 from mpimomentum.runtime.loop import check, roles
 from mpimomentum.runtime.objectives.flat import FlatModel
@@ -54,6 +55,20 @@ def admissible(
         raise BadInput(
             "this worker has an optimizer already: close() that one first, or make it in a 'with'"
         )
+
+
+def check_full_closure(
+    model: nn.Module, algorithm: Algorithm[Any], full_closure: Callable[[], Any] | None
+) -> None:
+    """Refuse an algorithm that goes over all data without the means, and the means without need."""
+    if needs_finite_sum(algorithm) and full_closure is None:
+        raise BadInput(
+            f"{algorithm.name} asks for gradients over all of a rank's data: give full_closure=, "
+            f"which calls zero_grad(), computes the mean loss over them and calls backward()"
+        )
+    if full_closure is not None and not callable(full_closure):
+        raise BadInput(f"full_closure={full_closure!r}: a function is needed")
+    check_model(algorithm, model)
 
 
 def check_groups(groups: Iterable[Mapping[str, Any]]) -> None:

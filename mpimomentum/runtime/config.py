@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from cyclopts import Parameter
 
+from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.algorithms.signum import Signum
 from mpimomentum.runtime.checkpoint_config import Saving
@@ -30,9 +31,11 @@ from mpimomentum.worker import Algorithm
 
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
 LR = 0.05
+SUM_LR = 0.3  # of gradients without most of their noise
 VOTE_LR = 0.001  # where it is how far every coordinate moves a step
 MU = 0.9  # for every algorithm that has a heavy ball
 LOCAL_STEPS = 8
+INNER_STEPS = 50
 
 SEEDS = 2**63  # torch takes no others, nor does TOML
 
@@ -42,7 +45,8 @@ LENGTHS = ("epochs", "steps", "duration_s")
 def usual(make: type[Any], error_feedback: bool = False) -> dict[str, float]:
     """Return the hyper-parameters of an algorithm that have a value without being given."""
     votes = make is Signum and not error_feedback
-    values = {"lr": VOTE_LR if votes else LR, "mu": MU}
+    lr = VOTE_LR if votes else SUM_LR if make is KatyushaX else LR
+    values = {"lr": lr, "mu": MU, "inner_steps": INNER_STEPS}
     known = {f.name: values[f.name] for f in dataclasses.fields(make) if f.name in values}
     needed = {f.name for f in dataclasses.fields(make) if f.default is dataclasses.MISSING}
     return known | ({"local_steps": LOCAL_STEPS} if "local_steps" in needed else {})
@@ -68,7 +72,8 @@ class Method:
     algorithm : str
         Name of the algorithm.
     lr : float, optional
-        Step size; 0.05 unless given, 0.001 for signum without error_feedback.
+        Step size; 0.05 unless given, 0.001 for signum without error_feedback, 0.3 for
+        katyusha-x.
     mu : float, optional
         Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
     variant : str, optional
@@ -97,6 +102,13 @@ class Method:
         local-momentum, quasi-global-momentum, sgp.
     local_steps : int, optional
         Steps from one average to the next: local-momentum, 8 unless given; ad-psgd, 1.
+    inner_steps : int, optional
+        katyusha-x: mean number of mini-batches between two gradients over all data; 50 unless
+        given. A mini-batch is batch_size samples for each rank.
+    sigma : float, optional
+        katyusha-x: strong convexity of the loss; 0 unless given, for not known.
+    prox : str, optional
+        katyusha-x: proximal term, l1:WEIGHT or l2:WEIGHT.
     adversaries : str, optional
         signum: ranks that send wrong signs on purpose, RANK:BEHAVIOUR,…: 2:invert,5:random.
     """
@@ -116,6 +128,9 @@ class Method:
     scale: str | None = None
     nesterov: bool | None = None
     local_steps: int | None = None
+    inner_steps: int | None = None
+    sigma: float | None = None
+    prox: str | None = None
     adversaries: str | None = None
 
     def __post_init__(self) -> None:
@@ -183,8 +198,8 @@ class Length:
             except ValueError as error:
                 raise BadInput(str(error)) from error
 
-    def stop(self, samples: int, batch_size: int) -> Stop:
-        """Return when a worker with `samples` of its own stops.
+    def stop(self, samples: int, per_step: float) -> Stop:
+        """Return when a worker with `samples` of its own, `per_step` of them a step, stops.
 
         Raises
         ------
@@ -194,7 +209,7 @@ class Length:
         if self.steps is not None or self.duration_s is not None:
             return Stop(self.steps, self.duration_s)
         epochs = EPOCHS if self.epochs is None else self.epochs
-        return Stop(steps=math.ceil(epochs * samples / batch_size))
+        return Stop(steps=math.ceil(epochs * samples / per_step))
 
 
 @Parameter(name="*", group="Output")
@@ -258,9 +273,15 @@ class TrainConfig:
         if not 0 <= self.seed < SEEDS:
             raise BadInput(f"seed={self.seed} must not be negative, and below 2^63")
 
-    def build(self) -> Algorithm[Any]:
-        """Make the algorithm, with the weight decay if it decays the weights itself."""
+    def build(self, size: int) -> Algorithm[Any]:
+        """Make the algorithm for `size` ranks.
+
+        With the weight decay if it decays the weights itself, and with the samples of all ranks'
+        mini-batches if it draws them itself.
+        """
         algorithm: Any = self.method.build()
+        if hasattr(algorithm, "batch"):
+            algorithm = dataclasses.replace(algorithm, batch=size * self.task.batch_size)
         if decoupled(algorithm):
             algorithm = dataclasses.replace(algorithm, weight_decay=self.schedule.weight_decay)
         return algorithm  # type: ignore[no-any-return]

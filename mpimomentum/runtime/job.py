@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from mpimomentum import data, models
 from mpimomentum import topology as topologies
 from mpimomentum.data import Dataset
-from mpimomentum.runtime import records, telemetry, tensorboard
+from mpimomentum.runtime import finite_sum, records, telemetry, tensorboard
 from mpimomentum.runtime.config import TrainConfig
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.export import MODEL, save_model
+from mpimomentum.runtime.finite_sum import samples_per_step
 from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.run import Run
@@ -63,9 +64,22 @@ class Job:
             )
         model = models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
         dim = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        stop = config.length.stop(largest, batch_size)
-        schedule = config.schedule.build(stop, workers, batch_size, largest)
+        finite_sum.check_model(algorithm, model)
+        if task.augment and finite_sum.needs_finite_sum(algorithm):
+            raise BadInput(
+                f"augment={task.augment}: {config.method.algorithm} computes gradients of the same "
+                f"samples again and again, as they are; leave augment out"
+            )
+        per_step = samples_per_step(algorithm, batch_size, largest)
+        stop = config.length.stop(largest, per_step)
+        schedule = config.schedule.build(stop, workers, batch_size, largest, per_step)
         return cls(config, topology, algorithm, workers, dim, dataset, parts, stop, schedule)
+
+    @property
+    def samples_per_step(self) -> float:
+        """How many samples' gradients a worker computes in a step, on average."""
+        samples = len(self.dataset.train_y) / self.workers
+        return samples_per_step(self.algorithm, self.config.task.batch_size, samples)
 
     @property
     def size(self) -> int:
@@ -112,7 +126,7 @@ class Job:
         whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
         results = telemetry.summary(
             run,
-            batch_size=self.config.task.batch_size,
+            samples_per_step=self.samples_per_step,
             train_samples=len(self.dataset.train_y),
             algorithm=self.algorithm.name,
             parameters={k: v for k, v in asdict(self.algorithm).items() if v is not None},  # type: ignore[call-overload]
@@ -136,7 +150,7 @@ class Job:
 def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     """Return graph and algorithm, which can be refused before any data are read."""
     topology = topologies.build(config.topology, size, lazy=config.lazy)
-    algorithm = config.build()
+    algorithm = config.build(size)
     check(algorithm, topology)
     config.pace.check(size)
     if config.output.tensorboard:

@@ -122,7 +122,9 @@ def _detail(name: str, known: dict[str, Any]) -> Iterator[str]:
     yield "Parameters, each a flag and a TOML key:"
     for parameter, about in known["parameters"].items():
         default = "" if about["required"] else f", default {about['default']!r}"
-        if parameter in here:
+        if parameter == "batch":  # one flag says how much a rank computes at a time
+            default = " in Python; here batch_size from each rank"
+        elif parameter in here:
             default += f"{',' if about['required'] else ' in Python,'} {here[parameter]} here"
         yield f"  {parameter} : {about['type']}{default}"
         if about["about"]:

@@ -96,7 +96,8 @@ class Monitor:
     ----------
     stop : Stop
         When the run ends.
-    batch_size : int
+    samples_per_step : float
+        Of one worker.
     worker : worker, optional
         This process's rank; in a simulation all workers are found by :meth:`observe`.
     workers : int
@@ -116,7 +117,7 @@ class Monitor:
     def __init__(
         self,
         stop: Stop,
-        batch_size: int,
+        samples_per_step: float,
         *,
         worker: Watched | None = None,
         workers: int = 1,
@@ -126,7 +127,7 @@ class Monitor:
         probe: ConsensusProbe | None = None,
     ) -> None:
         self._stop = stop
-        self._batch_size = batch_size
+        self._samples_per_step = samples_per_step
         self._workers = workers
         self._records = records
         self._shows = list(shows)
@@ -201,7 +202,7 @@ class Monitor:
             step=steps / self._workers,
             loss=self._loss,
             lr=self._lr,
-            samples=steps * self._batch_size,
+            samples=steps * self._samples_per_step,
             time_s=time_s,
             staleness=staleness,
             consensus=float("nan") if self._probe is None else self._probe.last,

@@ -10,13 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from mpimomentum.runtime.objectives.buckets import Buckets
+from mpimomentum.runtime.objectives.finite_sums import (
+    LeastSquares,
+    NonconvexQuadratics,
+    SoftmaxRegression,
+)
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.objectives.quadratic import Quadratic
 from mpimomentum.runtime.objectives.samples import CHUNK, AugmentedBatch, Samples
 from mpimomentum.runtime.objectives.streaming_pca import StreamingPCA
 from mpimomentum.worker import Objective, Vector
 
-__all__ = ["FlatModel", "Quadratic", "StreamingPCA", "TorchObjective"]
+__all__ = [
+    "FlatModel",
+    "LeastSquares",
+    "NonconvexQuadratics",
+    "Quadratic",
+    "SoftmaxRegression",
+    "StreamingPCA",
+    "TorchObjective",
+]
 
 
 class TorchObjective(Objective):

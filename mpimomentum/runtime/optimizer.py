@@ -14,6 +14,7 @@ from torch import nn
 from mpimomentum.runtime import decay
 from mpimomentum.runtime.admission import (
     admissible,
+    check_full_closure,
     check_groups,
     identity,
     same_everywhere,
@@ -61,6 +62,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     param_groups : iterable, optional
         As for ``torch.optim``: parameters, or dicts with "params" and their own "lr" and
         "weight_decay". By default all parameters of the model, in one group.
+    full_closure : callable, optional
+        Computes the loss over all of this rank's data, with ``zero_grad()`` and ``backward()``, for
+        algorithms that ask for that gradient, too (Katyusha X); called inside :meth:`step`.
     weight_decay : float, optional
         λ, added to the gradient as λx (L2), as in ``torch.optim.SGD``; 0 by default. Algorithms
         that decay the weights themselves (Signum) use it their own way, and their ``weight_decay``
@@ -93,11 +97,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         *,
         param_groups: Iterable[Any] | None = None,
         weight_decay: float | None = None,
+        full_closure: Callable[[], Any] | None = None,
     ) -> None:
         self._loop: OwnLoop | None = None
         self._model = model
         self._algorithm = algorithm
         self._worker = worker
+        self._full_closure = full_closure
         self._lent = False
         self._decoupled = decay.decoupled(algorithm)
 
@@ -109,6 +115,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 groups, {"lr": algorithm.lr, "weight_decay": default}
             )
             check_groups(self.param_groups)
+            check_full_closure(model, algorithm, full_closure)
             return self._laid_out()
 
         self._asking = Asking(agreed(worker, prepare))
@@ -159,9 +166,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._check_untouched()
         else:
             parameters.check()
-        request = loop.request
-        if request.kind == "full" and closure is None:
+        if closure is None and self._full_closure is not None:
             raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
+        self._answer_full(loop)
+        request = loop.request
         result = self._evaluate(closure) if closure is not None else None
         self._set_rates()
         loop.computed()
@@ -169,7 +177,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             loop.skip()
             return result
         loop.answer(self._gradient())
-        while loop.request.kind == "full" or loop.request.batch == request.batch:
+        while loop.request.batch == request.batch:
             if closure is None:
                 raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
             self._evaluate(closure)
@@ -386,6 +394,18 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 "the model still holds the average that consensus() put there: write "
                 "'with optimizer.consensus():', or call publish() to go on from the average"
             )
+
+    def _answer_full(self, loop: OwnLoop) -> None:
+        """Give what gradients over all data are asked for before the next mini-batch's."""
+        while loop.request.kind == "full":
+            if self._full_closure is None:
+                raise RuntimeError(
+                    f"{self._algorithm.name} asks for a gradient over all data: construct the "
+                    f"optimizer with full_closure="
+                )
+            self._evaluate(self._full_closure)
+            self._set_rates()
+            loop.answer(self._gradient())
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from mpimomentum import topology as topologies
 from mpimomentum.base_worker import Record
 from mpimomentum.measures import Seconds, Tally
 from mpimomentum.runtime import decay
+from mpimomentum.runtime.finite_sum import check_objective
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
@@ -290,7 +291,7 @@ def _part(
     algorithm: Algorithm[Any], objective: MakeObjective, workers: Sequence[int], rank: int
 ) -> Objective:
     index = list(workers).index(rank) if rank in workers else 0  # a dedicated server needs x0 only
-    return decay.once(algorithm, objective(index, len(workers)))
+    return check_objective(algorithm, decay.once(algorithm, objective(index, len(workers))))
 
 
 def _by_time(records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:

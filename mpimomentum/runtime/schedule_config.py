@@ -93,7 +93,14 @@ class Schedule:
             )
         return epochs
 
-    def build(self, stop: Stop, workers: int, batch_size: int, samples: int) -> LRSchedule:
+    def build(
+        self,
+        stop: Stop,
+        workers: int,
+        batch_size: int,
+        samples: int,
+        per_step: float | None = None,
+    ) -> LRSchedule:
         """Return the schedule in steps.
 
         Parameters
@@ -105,6 +112,8 @@ class Schedule:
             Samples per gradient of one worker.
         samples : int
             A worker's own.
+        per_step : float, optional
+            Of them in a step, if not `batch_size`.
 
         Raises
         ------
@@ -117,7 +126,7 @@ class Schedule:
                 "step the run will end; give epochs or steps instead, or take lr_schedule='step' "
                 "or 'constant'"
             )
-        steps_per_epoch = samples / batch_size
+        steps_per_epoch = samples / (per_step or batch_size)
         warmup_steps = round(self.warmup_epochs * steps_per_epoch)
         if stop.steps is not None and warmup_steps > stop.steps:
             raise BadInput(

@@ -107,15 +107,17 @@ def write_summary(directory: Path, results: Mapping[str, Any]) -> None:
     write(directory / SUMMARY, json.dumps(results, indent=2) + "\n")
 
 
-def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> dict[str, Any]:
+def summary(
+    run: Run, *, samples_per_step: float, train_samples: int, **known: Any
+) -> dict[str, Any]:
     """Return the summary of a run.
 
     Parameters
     ----------
     run : Run
         Whole, as rank 0 has it.
-    batch_size : int
-        Samples of one update.
+    samples_per_step : float
+        Of one update.
     train_samples : int
         Of all ranks together: what an epoch has.
     **known
@@ -126,7 +128,7 @@ def summary(run: Run, *, batch_size: int, train_samples: int, **known: Any) -> d
     dict
         Ready for JSON.
     """
-    samples = int(run.updates.sum()) * batch_size
+    samples = int(run.updates.sum()) * samples_per_step
     allreduce_bytes = fp32_allreduce_bytes(run)
     results: dict[str, Any] = _finite(
         {

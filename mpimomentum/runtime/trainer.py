@@ -69,7 +69,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
         job.stop,
-        config.task.batch_size,
+        job.samples_per_step,
         worker=worker,
         workers=1 if steps else job.workers,
         records=stream,
@@ -160,7 +160,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     began_s = time.monotonic()
     monitor = Monitor(
         job.stop,
-        config.task.batch_size,
+        job.samples_per_step,
         workers=job.workers,
         shows=_shows(config, out, f"{job.size} virtual workers"),
         log_every=config.output.log_every,

@@ -14,6 +14,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.base_worker import _SHARED, stream
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.state import restore, snapshot
 
@@ -42,6 +43,8 @@ TABLE = {
     "sgp cta": mm.SGP(lr=0.05, mu=0.5, variant="cta", nesterov=True),
     "quasi-global-momentum": mm.QuasiGlobalMomentum(lr=0.03, mu=0.5),
     "quasi-global-momentum N": mm.QuasiGlobalMomentum(lr=0.03, mu=0.5, nesterov=True),
+    "katyusha-x": mm.KatyushaX(lr=0.05, inner_steps=4, batch=2),
+    "katyusha-x strongly convex": mm.KatyushaX(lr=0.05, inner_steps=3, sigma=0.5),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
@@ -201,7 +204,24 @@ def quasi_global(algorithm: Any, steps: int) -> torch.Tensor:
     return x
 
 
-PLAIN = {mm.QuasiGlobalMomentum: quasi_global}
+def katyusha_x(algorithm: Any, steps: int) -> torch.Tensor:
+    """One sample: the gradients of a mini-batch are those of all data, and nothing is corrected."""
+    objective, rng = alike(0, 1), stream(0, _SHARED)
+    x = y = objective.initial()
+    for k in range(1, steps + 1):
+        before, y = y, x
+        for _ in range(rng.geometric(1 / algorithm.inner_steps)):
+            rng.integers(1, size=algorithm.batch)
+            y = y - algorithm.lr * objective.full_gradient(y)
+        if algorithm.sigma:
+            tau = 0.5 * (algorithm.inner_steps * algorithm.lr * algorithm.sigma) ** 0.5
+            x = (1.5 * y + 0.5 * x - (1 - tau) * before) / (1 + tau)
+        else:
+            x = ((3 * k + 1) * y + (k + 1) * x - (2 * k - 2) * before) / (2 * k + 4)
+    return y
+
+
+PLAIN = {mm.KatyushaX: katyusha_x, mm.QuasiGlobalMomentum: quasi_global}
 
 
 @pytest.mark.parametrize("where", ["simulator", "mpi self"])
@@ -281,6 +301,10 @@ def test_a_step_size_may_be_any_kind_of_number(number: Any, algorithm: Any) -> N
         assert torch.equal(runs[0].x, runs[1].x)
 
 
+def streams(w: Any) -> tuple[Any, ...]:
+    return w.data_rng, w.rng, w.shared_rng
+
+
 def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
     if not algorithm.synchronous:
         pytest.skip("an asynchronous run depends on when things happened")
@@ -290,13 +314,14 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
     class Saving(type(algorithm)):
         async def finish(self, w: Any, s: Any) -> None:
             saved[w.rank] = await snapshot(s)
-            rngs[w.rank] = w.data_rng.bit_generator.state, w.rng.bit_generator.state
+            rngs[w.rank] = [rng.bit_generator.state for rng in streams(w)]
 
     class Resuming(type(algorithm)):
         async def step(self, w: Any, s: Any) -> None:
             if w.step == 0:
                 await restore(s, saved[w.rank])
-                w.data_rng.bit_generator.state, w.rng.bit_generator.state = rngs[w.rank]
+                for rng, state in zip(streams(w), rngs[w.rank], strict=True):
+                    rng.bit_generator.state = state
             await super().step(w, s)
 
     arguments = dataclasses.asdict(algorithm)

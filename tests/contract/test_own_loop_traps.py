@@ -441,17 +441,37 @@ def test_two_gradients_on_one_batch_need_a_closure(make_worker: Any) -> None:
             opt.step()
 
 
-def test_a_full_gradient_is_the_closures(make_worker: Any) -> None:
-    class Full(mm.AllReduceSGD):
+def test_a_full_gradient_is_the_full_closures(make_worker: Any) -> None:
+    class FullThenOne(mm.AllReduceSGD):
         async def step(self, w: Any, s: Any) -> None:
-            s.x.sub_(w.lr * (await w.full_gradient(s.x)))
+            full = (await w.full_gradient(s.x)).clone()
+            s.x.sub_(w.lr * (full - (await w.gradient(s.x, w.sample()))))
 
-    model = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        model.weight.fill_(1.0)
-    opt = mm.DistributedOptimizer(model, Full(lr=0.5), make_worker())
-    with pytest.raises(RuntimeError, match=r"optimizer\.step\(closure\)"):
-        opt.step()
+    def one() -> nn.Module:
+        model = nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        return model
+
+    def loss(scale: float) -> Any:
+        opt.zero_grad()
+        value = scale * model.weight.sum()
+        value.backward()
+        return value
+
+    model, worker = one(), make_worker()
+    with (
+        mm.DistributedOptimizer(model, FullThenOne(lr=0.5), worker) as opt,
+        pytest.raises(RuntimeError, match="full_closure="),
+    ):
+        opt.step(lambda: loss(1.0))
+    model = one()
+    options = {"full_closure": lambda: loss(3.0)}
+    with mm.DistributedOptimizer(model, FullThenOne(lr=0.5), worker, **options) as opt:
+        assert float(opt.step(lambda: loss(1.0)).detach()) == 1.0  # of the mini-batch
+        with pytest.raises(RuntimeError, match=r"optimizer\.step\(closure\)"):
+            opt.step()
+    assert float(model.weight.detach()) == 0.0  # 1 - .5 * (3 - 1)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_the_default_run_is_the_main_job():
     config = TrainConfig()
     assert config.method.build() == mm.ADPSGD(lr=0.05, mu=0.9)
     assert (config.task.model, config.task.data, config.topology) == ("cnn-small", "digits", "ring")
-    assert config.length.stop(samples=360, batch_size=16).steps == 675
+    assert config.length.stop(samples=360, per_step=16).steps == 675
 
 
 def test_hyper_parameters_reach_the_algorithm():

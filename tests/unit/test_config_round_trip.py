@@ -31,6 +31,7 @@ TEXTS = {
     "scale": ("global", "layer"),
     "weighting": ("exponential", "polynomial"),
     "adversaries": ("2:invert", "0:random,3:invert"),
+    "prox": ("l1:0.001", "l2:1e-4"),
     "slow": ("0:10", "0:0.5,3:2"),
     "network": ("shared", "fat-tree:4"),
     "milestones": ("5", "1.5,20"),

@@ -88,7 +88,9 @@ def test_write_leaves_nothing_but_the_file(tmp_path):
 
 
 def test_summary_counts_the_samples_of_all_ranks():
-    found = summary(a_run(), batch_size=4, train_samples=80, algorithm="x", train_loss=float("nan"))
+    found = summary(
+        a_run(), samples_per_step=4, train_samples=80, algorithm="x", train_loss=float("nan")
+    )
     assert found["epochs"] == 40 * 4 / 80
     assert found["samples_per_s"] == 40 * 4 / 2.0
     assert found["updates_per_rank"] == [10, 30]
