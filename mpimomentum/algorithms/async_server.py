@@ -10,7 +10,9 @@ that a worker was given and the application of its push; its mean is n - 1 with 
 speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
 
 ``weighting`` multiplies an arriving gradient, or mu, by a weight that falls with its staleness
-(``staleness_weights.py``). What the ranks do is in ``parameter_server.py``.
+(``staleness_weights.py``). With a ``quorum`` of c the mean gradient of the first c workers is one
+update (``quorum.py``); of the last, incomplete one nothing is applied. ``parameter_server.py`` says
+what the ranks do.
 
 References
 ----------
@@ -23,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mpimomentum.algorithms import parameter_server, staleness_weights
+from mpimomentum.algorithms import parameter_server, server_ranks, staleness_weights
 from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.algorithms.parameter_server import State
 from mpimomentum.algorithms.staleness_weights import Weighting
@@ -50,6 +52,8 @@ class AsyncServer:
         Rate of the exponential, or power of the polynomial.
     weight_momentum : bool
         Weight mu instead of the gradient.
+    quorum : int
+        Workers whose mean gradient is one update.
     """
 
     lr: float
@@ -59,6 +63,7 @@ class AsyncServer:
     weighting: Weighting = "none"
     decay: float = 1.0
     weight_momentum: bool = False
+    quorum: int = 1
 
     name: ClassVar[str] = "async-server"
     synchronous: ClassVar[bool] = False
@@ -67,12 +72,12 @@ class AsyncServer:
     def __post_init__(self) -> None:
         not_negative("lr", self.lr)
         momentum("mu", self.mu)
-        parameter_server.check(self)
+        server_ranks.check(self)
         staleness_weights.check(self.weighting, self.decay, self.weight_momentum)
 
     def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (workers, servers)."""
-        return parameter_server.roles(self, size)
+        return server_ranks.roles(self, size)
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Every server publishes its shard of x0."""

@@ -4,6 +4,8 @@ A worker computes G at the model it has, pushes lr G to every server and is answ
 server's shard of the model. A server applies updates in order of arrival::
 
     x_{k+1} = x_k - w(tau_k) lr G(x_{k - tau_k}) + mu (x_k - x_{k-1}),    x_{-1} = x_0
+
+With a quorum of c the mean of c workers' is one update (``quorum.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpimomentum.algorithms import staleness_weights
+from mpimomentum.algorithms.quorum import Waiting
+from mpimomentum.algorithms.server_ranks import shard_of
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Mailbox, Vector, Window, Worker
 
@@ -29,25 +33,9 @@ class State:
     versions: list[int]  # of the server of each shard, in that answer
     shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
     v: Vector  # like shard: x_k - x_{k-1}
+    waiting: Waiting | None  # gradients there whose update is not made yet; None without a quorum
     updates: Mailbox  # worker -> server: lr times a gradient, with the version it was taken at
     answers: Mailbox  # server -> worker: the shard after the push, with its version
-
-
-def check(a: AsyncServer) -> None:
-    """Refuse what cannot be served on any number of ranks."""
-    if a.servers < 1:
-        raise ValueError(f"servers={a.servers}: at least one rank must serve")
-
-
-def roles(a: AsyncServer, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (workers, servers)."""
-    if a.servers > size - a.dedicated:
-        raise ValueError(
-            f"servers={a.servers}, dedicated={a.dedicated}: {size} ranks leave no worker "
-            "or too few servers; start more ranks"
-        )
-    first = a.servers if a.dedicated else 0
-    return tuple(range(first, size)), tuple(range(a.servers))
 
 
 def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
@@ -58,6 +46,7 @@ def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
         versions=[0] * a.servers,
         shard=w.window("shard", own),
         v=torch.zeros_like(own),
+        waiting=Waiting.none(a.quorum, own) if a.quorum > 1 else None,
         updates=w.mailbox("updates"),
         answers=w.mailbox("answers"),
     )
@@ -77,14 +66,18 @@ async def serve(a: AsyncServer, w: Worker, s: State) -> None:
     """Apply gradients in order of arrival."""
     while True:
         source, version, update = await s.updates.recv()
-        tau = s.shard.version - version
+        ahead = s.waiting.ahead(source) if s.waiting is not None else 0
+        tau = s.shard.version + ahead - version
+        w.record(tau=tau, source=source)
         weight = staleness_weights.weight(a.weighting, a.decay, tau)
-        mu = a.mu * weight if a.weight_momentum else a.mu
         if weight != 1 and not a.weight_momentum:
             update *= weight
-        for x, now in s.shard.writing():
-            mix.server_step(x, s.v[now], update[now], mu)
-        w.record(tau=tau, source=source)
+        due = s.waiting.put(source, update, weight) if s.waiting is not None else (update, weight)
+        if due is not None:
+            update, weight = due
+            mu = a.mu * weight if a.weight_momentum else a.mu
+            for x, now in s.shard.writing():
+                mix.server_step(x, s.v[now], update[now], mu)
         await s.answers.send(source, s.shard.read(), s.shard.version)
 
 
@@ -92,10 +85,3 @@ async def finish(a: AsyncServer, s: State) -> None:
     """Take over the final model."""
     for j in range(a.servers):
         s.x[shard_of(j, a.servers, len(s.x))], _ = await s.shard.get(j)
-
-
-def shard_of(rank: int, servers: int, dim: int) -> slice:
-    """Return the coordinates that `rank` serves: none if it is not a server."""
-    if rank >= servers:
-        return slice(0, 0)
-    return slice(rank * dim // servers, (rank + 1) * dim // servers)

@@ -91,6 +91,8 @@ class Method:
         async-server: rate of the exponential weighting, or power of the polynomial.
     weight_momentum : bool, optional
         async-server: weight the momentum instead of the gradient.
+    quorum : int, optional
+        async-server: number of workers whose mean gradient is one update.
     beta : float, optional
         signum: momentum, a moving average; 0 is signSGD.
     error_feedback : bool, optional
@@ -123,6 +125,7 @@ class Method:
     weighting: str | None = None
     decay: float | None = None
     weight_momentum: bool | None = None
+    quorum: int | None = None
     beta: float | None = None
     error_feedback: bool | None = None
     scale: str | None = None

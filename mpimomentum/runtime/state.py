@@ -14,7 +14,10 @@ import torch
 from mpimomentum.worker import Counter, Mailbox, Window
 
 Values = dict[str, Any]
-"""Field name -> Tensor, int, float or list of int; ``x.version``, ``x.mixes`` beside a window x."""
+"""Field name -> Tensor, int, float or list of numbers.
+
+``x.version``, ``x.mixes`` beside a window x; ``x.field`` for each field of a dataclass x.
+"""
 
 
 async def snapshot(state: Any) -> Values:
@@ -23,8 +26,8 @@ async def snapshot(state: Any) -> Values:
     Parameters
     ----------
     state : dataclass
-        Fields may be Vectors, Windows, Counters, Mailboxes (which must be empty), numbers and
-        lists of numbers.
+        Fields may be Vectors, Windows, Counters, Mailboxes (which must be empty), numbers, lists
+        of numbers, None, and dataclasses of these.
 
     Raises
     ------
@@ -46,7 +49,10 @@ async def snapshot(state: Any) -> Values:
             values[field.name] = value
         elif isinstance(value, list):
             values[field.name] = list(value)
-        elif not isinstance(value, Mailbox):
+        elif dataclasses.is_dataclass(value):
+            part = await snapshot(value)
+            values |= {f"{field.name}.{name}": v for name, v in part.items()}
+        elif value is not None and not isinstance(value, Mailbox):
             raise TypeError(
                 f"{type(state).__name__}.{field.name} is a {type(value).__name__}, which cannot be "
                 "saved: use a Vector, Window, Counter, Mailbox, number or list of numbers"
@@ -64,7 +70,12 @@ async def restore(state: Any, values: Values) -> None:
     """
     for field in dataclasses.fields(state):
         current = getattr(state, field.name)
-        if isinstance(current, Mailbox):
+        if current is None or isinstance(current, Mailbox):
+            continue
+        if dataclasses.is_dataclass(current):
+            inside = f"{field.name}."
+            part = {n.removeprefix(inside): v for n, v in values.items() if n.startswith(inside)}
+            await restore(current, part)
             continue
         value = values[field.name]
         if isinstance(current, torch.Tensor):

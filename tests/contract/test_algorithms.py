@@ -33,6 +33,7 @@ TABLE = {
     ),
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
+    "async-server quorum": mm.AsyncServer(lr=0.05, mu=0.5, quorum=3),
     "decentralized-momentum": mm.DecentralizedMomentum(lr=0.03, mu=0.5),
     "decentralized-momentum II": mm.DecentralizedMomentum(lr=0.03, mu=0.5, nesterov=True),
     "local-momentum": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=5),
@@ -50,7 +51,7 @@ TABLE = {
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
     "ef-signum by layer": mm.Signum(lr=0.05, beta=0.5, error_feedback=True, scale="layer"),
 }
-NEEDS_TWO = {"async-server 2 shards", "async-server dedicated"}
+NEEDS_TWO = {"async-server 2 shards", "async-server dedicated", "async-server quorum"}
 DIM = 6
 B = torch.linspace(-1, 1, DIM, dtype=torch.float64)
 
@@ -348,6 +349,8 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.QuasiGlobalMomentum(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
         (lambda: mm.simulate(mm.D2(lr=0.1), alike, 4, steps=1), "lazy=True"),
         (lambda: mm.AsyncServer(lr=0.1, servers=0), "at least one rank must serve"),
+        (lambda: mm.AsyncServer(lr=0.1, quorum=0), "quorum=0 must be a whole number from 1 up"),
+        (lambda: mm.simulate(mm.AsyncServer(0.1, quorum=5), alike, 4, 1), "4 workers; use 4 or"),
         (lambda: mm.AsyncServer(lr=0.1, weighting="linear"), "choose one of 'none', 'expon"),
         (lambda: mm.AsyncServer(lr=0.1, weight_momentum=True), "choose a weighting too"),
         (lambda: mm.AsyncServer(lr=0.1, weighting="inverse", decay=2), "decay=2: .* has none"),
