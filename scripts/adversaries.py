@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import write_table
 from torch.nn.functional import cross_entropy
 
 import mpimomentum as mm
@@ -109,11 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     text = table(2, SEEDS[:1]) if options.quick else table(EPOCHS, SEEDS)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page = f"{before}{BEGIN}\n{text}\n{END}{after}"
-        options.write.write_text(page, encoding="utf-8")
+        write_table(options.write, text, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import markdown, with_table, write_table
+
 GOAL = 0.89
 BEGIN, END = "<!-- table by scripts/fashion.py -->", "<!-- end of the table -->"
 
@@ -65,8 +67,7 @@ def main() -> int:
     text = table(summaries)
     print(text)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(with_table(page, text), encoding="utf-8")
+        write_table(options.write, text, BEGIN, END)
     short = {a: s["test_accuracy"] for a, s in summaries.items() if s["test_accuracy"] < GOAL}
     if short and not options.quick:
         print(f"below the goal of {GOAL:.0%}: {short}", file=sys.stderr)
@@ -101,7 +102,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         "algorithm", "lr", "mu", "accuracy", "training loss", "time (s)", "samples/s",
         "staleness, mean", "p99", "sent (MB)",
     )  # fmt: skip
-    rows: list[Sequence[str]] = [head, ("---",) + ("---:",) * (len(head) - 1)]
+    rows: list[Sequence[str]] = []
     for algorithm, s in summaries.items():
         parameters, tau = s["parameters"], s["staleness"]
         rows.append(
@@ -118,22 +119,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{s['bytes_sent'] / 1e6:.0f}",
             )
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def with_table(page: str, text: str) -> str:
-    """Return `page` with `text` between its two markers.
-
-    Raises
-    ------
-    ValueError
-        If the markers are not there, in order.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page needs a line {BEGIN!r} and, below it, {END!r}")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    return markdown(head, rows)
 
 
 def arguments() -> argparse.Namespace:
@@ -156,7 +142,7 @@ def arguments() -> argparse.Namespace:
     if options.epochs is None:
         options.epochs = EPOCHS / 10 if options.quick else EPOCHS
     if options.write:
-        with_table(options.write.read_text(encoding="utf-8"), "")  # or fail now
+        with_table(options.write.read_text(encoding="utf-8"), "", BEGIN, END)  # or fail now
     return options
 
 
