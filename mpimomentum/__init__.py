@@ -31,6 +31,7 @@ from mpimomentum.algorithms import (
     LocalMomentum,
     QuasiGlobalMomentum,
     Signum,
+    SlowMo,
 )
 from mpimomentum.codecs import mix, sign
 from mpimomentum.runtime.broadcast import broadcast_parameters
@@ -72,6 +73,7 @@ __all__ = [
     "QuasiGlobalMomentum",
     "Run",
     "Signum",
+    "SlowMo",
     "SoftmaxRegression",
     "StreamingPCA",
     "TorchObjective",

@@ -12,6 +12,7 @@ from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from mpimomentum.algorithms.sgp import SGP
 from mpimomentum.algorithms.signum import Signum
+from mpimomentum.algorithms.slowmo import SlowMo
 
 __all__ = [
     "ADPSGD",
@@ -26,4 +27,5 @@ __all__ = [
     "LocalMomentum",
     "QuasiGlobalMomentum",
     "Signum",
+    "SlowMo",
 ]

@@ -17,6 +17,7 @@ from mpimomentum.algorithms.local_momentum import LocalMomentum
 from mpimomentum.algorithms.quasi_global_momentum import QuasiGlobalMomentum
 from mpimomentum.algorithms.sgp import SGP
 from mpimomentum.algorithms.signum import Signum
+from mpimomentum.algorithms.slowmo import SlowMo
 
 ALGORITHMS: dict[str, type[Any]] = {
     cls.name: cls
@@ -32,6 +33,7 @@ ALGORITHMS: dict[str, type[Any]] = {
         QuasiGlobalMomentum,
         SGP,
         KatyushaX,
+        SlowMo,
         Signum,
     )
 }

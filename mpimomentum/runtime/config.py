@@ -95,15 +95,21 @@ class Method:
         async-server: number of workers whose mean gradient is one update.
     beta : float, optional
         signum: momentum, a moving average; 0 is signSGD.
+    slow_mu : float, optional
+        slowmo: momentum of the averages.
+    slow_lr : float, optional
+        slowmo: step size of the averages; 1 takes them as they are.
+    buffers : str, optional
+        slowmo: what becomes of local momenta at an average: average, reset or keep.
     error_feedback : bool, optional
         signum: send what signs leave out with the next step.
     scale : str, optional
         signum with error_feedback: global, or layer for a scale of its own for each parameter.
     nesterov : bool, optional
         Nesterov's form of momentum, often the paper's option II: decentralized-momentum,
-        local-momentum, quasi-global-momentum, sgp.
+        local-momentum, quasi-global-momentum, sgp, slowmo.
     local_steps : int, optional
-        Steps from one average to the next: local-momentum, 8 unless given; ad-psgd, 1.
+        Steps from one average to the next: local-momentum, slowmo, 8 unless given; ad-psgd, 1.
     inner_steps : int, optional
         katyusha-x: mean number of mini-batches between two gradients over all data; 50 unless
         given. A mini-batch is batch_size samples for each rank.
@@ -127,6 +133,9 @@ class Method:
     weight_momentum: bool | None = None
     quorum: int | None = None
     beta: float | None = None
+    slow_mu: float | None = None
+    slow_lr: float | None = None
+    buffers: str | None = None
     error_feedback: bool | None = None
     scale: str | None = None
     nesterov: bool | None = None

@@ -46,6 +46,11 @@ TABLE = {
     "quasi-global-momentum N": mm.QuasiGlobalMomentum(lr=0.03, mu=0.5, nesterov=True),
     "katyusha-x": mm.KatyushaX(lr=0.05, inner_steps=4, batch=2),
     "katyusha-x strongly convex": mm.KatyushaX(lr=0.05, inner_steps=3, sigma=0.5),
+    "slowmo": mm.SlowMo(lr=0.03, mu=0.5, local_steps=5, slow_mu=0.4),
+    "slowmo reset": mm.SlowMo(
+        0.03, 0.5, local_steps=4, slow_lr=0.8, buffers="reset", nesterov=True
+    ),
+    "slowmo keep": mm.SlowMo(lr=0.03, mu=0.5, local_steps=2, buffers="keep"),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
@@ -222,7 +227,27 @@ def katyusha_x(algorithm: Any, steps: int) -> torch.Tensor:
     return y
 
 
-PLAIN = {mm.KatyushaX: katyusha_x, mm.QuasiGlobalMomentum: quasi_global}
+def slow_momentum(algorithm: Any, steps: int) -> torch.Tensor:
+    """On one rank an average changes nothing by itself."""
+    objective = alike(0, 1)
+    x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
+    start, u = x, m
+    for t in range(steps):
+        g = objective.full_gradient(x)
+        m = algorithm.mu * m + g
+        x = x - algorithm.lr * (algorithm.mu * m + g if algorithm.nesterov else m)
+        if (t + 1) % algorithm.local_steps == 0:
+            u = algorithm.slow_mu * u + (start - x) / algorithm.lr
+            start = x = start - algorithm.slow_lr * algorithm.lr * u
+            m = 0 * m if algorithm.buffers == "reset" else m
+    return x
+
+
+PLAIN = {
+    mm.KatyushaX: katyusha_x,
+    mm.QuasiGlobalMomentum: quasi_global,
+    mm.SlowMo: slow_momentum,
+}
 
 
 @pytest.mark.parametrize("where", ["simulator", "mpi self"])
@@ -344,6 +369,10 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=2.5), "local_steps=2.5 must be a whole"),
         (lambda: mm.DecentralizedMomentum(lr=0.1, mu=-0.1), r"mu=-0.1 must lie in \[0, 1\)"),
+        (lambda: mm.SlowMo(0.1, 0.9, 8, slow_mu=1.0), r"slow_mu=1.0 must lie in \[0, 1\)"),
+        (lambda: mm.SlowMo(0.1, 0.9, 8, slow_lr=-1), "slow_lr=-1 must be finite and not negative"),
+        (lambda: mm.SlowMo(0.1, 0.9, 8, buffers="zero"), "choose one of 'average', 'reset'"),
+        (lambda: mm.SlowMo(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.SGP(lr=0.1, variant="pull"), "choose one of 'atc', 'cta'"),
         (lambda: mm.SGP(lr=0.1, mu=1), r"mu=1 must lie in \[0, 1\)"),
         (lambda: mm.QuasiGlobalMomentum(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),

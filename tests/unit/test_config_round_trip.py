@@ -29,6 +29,7 @@ TEXTS = {
     "model": tuple(models.names()),
     "data": tuple(data.names()),
     "scale": ("global", "layer"),
+    "buffers": ("average", "reset", "keep"),
     "weighting": ("exponential", "polynomial"),
     "adversaries": ("2:invert", "0:random,3:invert"),
     "prox": ("l1:0.001", "l2:1e-4"),
