@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite: once in one process, once inside an MPI world of 4 ranks; one closing line.
+# The whole test suite: once outside, once inside an MPI world of 4 ranks; one closing line.
 #   ./scripts/test.sh                   Open MPI (MPI=mpich: the other)
 #   ./scripts/test.sh -k topology -x    options go to pytest, both times
 set -euo pipefail
@@ -20,8 +20,9 @@ run() { # NAME COMMAND...: 0 and 5 (nothing matched the options) are fine here
   [ "$code" = 0 ] || [ "$code" = 5 ] || { status=1; printf '%s' "$code" >"$results/$name.failed"; }
 }
 
-say "tests in one process ($MPI)"
-run serial python -m pytest "$@"
+say "tests outside an MPI world ($MPI)"
+# two at a time; give -n 0 for one, as a debugger needs
+run serial python -m pytest -n 2 --dist loadfile "$@"
 say "tests inside a world of 4 ranks ($MPI)"
 # the last resort against a hang; pytest-timeout and the watchdog speak first
 run world timeout --kill-after=10 "${WORLD_TIMEOUT_S:-900}" mpirun -n 4 python -m pytest --only-mpi --capture=sys "$@"
