@@ -24,13 +24,13 @@ class State:
 
 
 @dataclass(frozen=True)
-class ElasticAveraging:
+class SynchronousEASGD:
     """Elastic averaging SGD: step size `lr`, total elasticity `beta` in (0, 1]."""
 
     lr: float
     beta: float = 0.9
 
-    name: ClassVar[str] = "elastic-averaging"
+    name: ClassVar[str] = "synchronous-easgd"
     synchronous: ClassVar[bool] = True  # a step waits for others: all agree on when to stop
     requires: ClassVar[str] = "none"  # of the graph's matrix W
 
@@ -60,8 +60,8 @@ def objective(rank, size):
 
 if __name__ == "__main__":
     with mm.init(seed=1) as worker:
-        real = mm.run(ElasticAveraging(lr=0.05), objective, steps=300, worker=worker)
+        real = mm.run(SynchronousEASGD(lr=0.05), objective, steps=300, worker=worker)
         if worker.rank == 0:
-            virtual = mm.simulate(ElasticAveraging(lr=0.05), objective, worker.size, 300, seed=1)
+            virtual = mm.simulate(SynchronousEASGD(lr=0.05), objective, worker.size, 300, seed=1)
             print(f"center {real.mean.tolist()}, the workers' optimum {[(worker.size - 1) / 2, 1]}")
             print("ranks and virtual workers agree:", torch.allclose(real.mean, virtual.mean))

@@ -6,6 +6,7 @@ from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
+from mpimomentum.algorithms.elastic_averaging import ElasticAveraging
 from mpimomentum.algorithms.gradient_tracking import GradientTracking
 from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.local_momentum import LocalMomentum
@@ -22,6 +23,7 @@ __all__ = [
     "AllReduceSGD",
     "AsyncServer",
     "DecentralizedMomentum",
+    "ElasticAveraging",
     "GradientTracking",
     "KatyushaX",
     "LocalMomentum",

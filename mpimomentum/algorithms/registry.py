@@ -11,6 +11,7 @@ from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.d2 import D2
 from mpimomentum.algorithms.d_psgd import DPSGD
 from mpimomentum.algorithms.decentralized_momentum import DecentralizedMomentum
+from mpimomentum.algorithms.elastic_averaging import ElasticAveraging
 from mpimomentum.algorithms.gradient_tracking import GradientTracking
 from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.local_momentum import LocalMomentum
@@ -34,6 +35,7 @@ ALGORITHMS: dict[str, type[Any]] = {
         SGP,
         KatyushaX,
         SlowMo,
+        ElasticAveraging,
         Signum,
     )
 }

@@ -94,7 +94,8 @@ class Method:
     quorum : int, optional
         async-server: number of workers whose mean gradient is one update.
     beta : float, optional
-        signum: momentum, a moving average; 0 is signSGD.
+        signum: momentum, a moving average; 0 is signSGD. elastic-averaging:
+        elasticity of all springs together.
     slow_mu : float, optional
         slowmo: momentum of the averages.
     slow_lr : float, optional
@@ -109,7 +110,8 @@ class Method:
         Nesterov's form of momentum, often the paper's option II: decentralized-momentum,
         local-momentum, quasi-global-momentum, sgp, slowmo.
     local_steps : int, optional
-        Steps from one average to the next: local-momentum, slowmo, 8 unless given; ad-psgd, 1.
+        Steps from one average to the next: local-momentum, slowmo, elastic-averaging, 8 unless
+        given; ad-psgd, 1.
     inner_steps : int, optional
         katyusha-x: mean number of mini-batches between two gradients over all data; 50 unless
         given. A mini-batch is batch_size samples for each rank.

@@ -185,6 +185,8 @@ RANGES = [
     simulate("--algorithm slowmo --slow-lr inf", "slow_lr=inf", "finite"),
     simulate("--algorithm slowmo --local-steps 0", "local_steps=0", "from 1 up"),
     simulate("--algorithm d-psgd --slow-mu 0.5", "d-psgd has no such", "leave slow_mu out"),
+    simulate("--algorithm elastic-averaging --beta 1", "beta=1.0", "(0, 1)"),
+    simulate("--algorithm elastic-averaging --local-steps 0", "local_steps=0", "from 1 up"),
     simulate("--algorithm sgp --variant lockfree", "variant='lockfree'", "'atc', 'cta'"),
     matrix(PULLS, "column stochastic", "sums to 1.5", "transpose", more="--algorithm sgp"),
     matrix(PUSHES, "doubly stochastic", "sums to 1.5", more="--algorithm quasi-global-momentum"),

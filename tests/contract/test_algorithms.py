@@ -51,6 +51,8 @@ TABLE = {
         0.03, 0.5, local_steps=4, slow_lr=0.8, buffers="reset", nesterov=True
     ),
     "slowmo keep": mm.SlowMo(lr=0.03, mu=0.5, local_steps=2, buffers="keep"),
+    "elastic-averaging": mm.ElasticAveraging(lr=0.03, mu=0.5, local_steps=1),
+    "elastic-averaging local steps": mm.ElasticAveraging(lr=0.05, local_steps=3, beta=0.6),
     "signum": mm.Signum(lr=0.3, beta=0.5, adversaries="3:random"),
     "signsgd": mm.Signum(lr=0.3, beta=0.0),
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
@@ -243,7 +245,23 @@ def slow_momentum(algorithm: Any, steps: int) -> torch.Tensor:
     return x
 
 
+def one_spring(algorithm: Any, steps: int) -> torch.Tensor:
+    """A worker and its center."""
+    objective = alike(0, 1)
+    x = center = objective.initial()
+    v = torch.zeros(DIM, dtype=torch.float64)
+    for t in range(steps):
+        g = objective.full_gradient(x + algorithm.mu * v)
+        if (t + 1) % algorithm.local_steps == 0:
+            pull = algorithm.beta * (x - center)
+            x, center = x - pull, center + pull
+        v = algorithm.mu * v - algorithm.lr * g
+        x = x + v
+    return center
+
+
 PLAIN = {
+    mm.ElasticAveraging: one_spring,
     mm.KatyushaX: katyusha_x,
     mm.QuasiGlobalMomentum: quasi_global,
     mm.SlowMo: slow_momentum,
@@ -373,6 +391,10 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.SlowMo(0.1, 0.9, 8, slow_lr=-1), "slow_lr=-1 must be finite and not negative"),
         (lambda: mm.SlowMo(0.1, 0.9, 8, buffers="zero"), "choose one of 'average', 'reset'"),
         (lambda: mm.SlowMo(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
+        (lambda: mm.ElasticAveraging(0.1, 8, beta=1.0), r"beta=1.0 must lie in \(0, 1\)"),
+        (lambda: mm.ElasticAveraging(0.1, 8, beta=float("nan")), "beta=nan must lie in"),
+        (lambda: mm.ElasticAveraging(0.1, local_steps=0), "local_steps=0 must be a whole number"),
+        (lambda: mm.ElasticAveraging(0.1, 8, mu=1), r"mu=1 must lie in \[0, 1\)"),
         (lambda: mm.SGP(lr=0.1, variant="pull"), "choose one of 'atc', 'cta'"),
         (lambda: mm.SGP(lr=0.1, mu=1), r"mu=1 must lie in \[0, 1\)"),
         (lambda: mm.QuasiGlobalMomentum(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),

@@ -19,7 +19,7 @@ _spec = importlib.util.spec_from_file_location("custom_algorithm", EXAMPLE)
 custom = importlib.util.module_from_spec(_spec)
 sys.modules["custom_algorithm"] = custom  # where dataclasses look for their module
 _spec.loader.exec_module(custom)
-ElasticAveraging = custom.ElasticAveraging
+SynchronousEASGD = custom.SynchronousEASGD
 
 
 # --8<-- docs
@@ -28,14 +28,14 @@ def quadratic(rank, size):
 
 
 def test_the_center_comes_to_the_optimum_of_all_workers():
-    run = mm.simulate(ElasticAveraging(lr=0.1), quadratic, size=5, steps=500)
+    run = mm.simulate(SynchronousEASGD(lr=0.1), quadratic, size=5, steps=500)
     torch.testing.assert_close(run.mean, torch.tensor([2.0], dtype=torch.float64))
 
 
 def test_with_one_worker_and_a_full_pull_the_center_is_where_the_worker_was():
     seen = []
     mm.simulate(
-        ElasticAveraging(lr=0.1, beta=1.0),
+        SynchronousEASGD(lr=0.1, beta=1.0),
         lambda rank, size: mm.Quadratic(b=torch.ones(3)),
         size=1,
         steps=9,
@@ -54,7 +54,7 @@ def test_springs_move_the_center_as_much_as_the_workers():
             s.x += w.rank  # apart, so that the springs pull
         sums.setdefault(w.step, []).append((s.x.sum(), s.center.sum()))
 
-    mm.simulate(ElasticAveraging(lr=0.0), quadratic, size=4, steps=20, observe=observe)
+    mm.simulate(SynchronousEASGD(lr=0.0), quadratic, size=4, steps=20, observe=observe)
     totals = [float(sum(x for x, _ in each) + each[0][1]) for _, each in sorted(sums.items())]
     assert totals[3:] == pytest.approx([totals[3]] * 17)
     assert max(abs(float(x)) for x, _ in sums[20]) > 1  # they did move
@@ -64,15 +64,15 @@ def test_springs_move_the_center_as_much_as_the_workers():
 
 
 def test_it_trains_from_the_command_line_once_it_has_a_name(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(ALGORITHMS, ElasticAveraging.name, ElasticAveraging)
-    args = ["simulate", "--algorithm", "elastic-averaging", "--lr", "0.05", "--steps", "60"]
+    monkeypatch.setitem(ALGORITHMS, SynchronousEASGD.name, SynchronousEASGD)
+    args = ["simulate", "--algorithm", "synchronous-easgd", "--lr", "0.05", "--steps", "60"]
     monkeypatch.setattr(sys, "argv", ["mpimomentum", *args, "--out", str(tmp_path / "o")])
     cli.main()
-    assert "elastic-averaging, 4 ranks" in capsys.readouterr().out
-    assert 'algorithm = "elastic-averaging"' in (tmp_path / "o" / "config.toml").read_text()
+    assert "synchronous-easgd, 4 ranks" in capsys.readouterr().out
+    assert 'algorithm = "synchronous-easgd"' in (tmp_path / "o" / "config.toml").read_text()
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.5, float("nan")])
 def test_an_elasticity_that_cannot_be_is_refused(beta):
     with pytest.raises(ValueError, match="beta="):
-        ElasticAveraging(lr=0.1, beta=beta)
+        SynchronousEASGD(lr=0.1, beta=beta)

@@ -107,7 +107,7 @@ def test_the_tests_of_the_document_are_those_that_run():
 def test_the_registration_of_the_document_works(tmp_path):
     (code,) = (block for block in blocks(WRITING, "py") if "ALGORITHMS[" in block)
     (tmp_path / "named.py").write_text(code, encoding="utf-8")
-    args = ["simulate", "--algorithm", "elastic-averaging", "--steps", "2", "--out", "o"]
+    args = ["simulate", "--algorithm", "synchronous-easgd", "--steps", "2", "--out", "o"]
     subprocess.run(
         [sys.executable, "named.py", *args, "--model", "mlp", "--progress", "off"],
         cwd=tmp_path,

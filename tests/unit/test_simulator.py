@@ -48,6 +48,7 @@ ALGORITHMS = [
     mm.SGP(lr=0.05, mu=0.5),
     mm.QuasiGlobalMomentum(lr=0.05, mu=0.5),
     mm.SlowMo(lr=0.05, mu=0.5, local_steps=3),
+    mm.ElasticAveraging(lr=0.05, mu=0.5, local_steps=3),
     mm.Signum(lr=0.05, beta=0.5, adversaries="2:random"),
     mm.Signum(lr=0.05, error_feedback=True),
 ]
