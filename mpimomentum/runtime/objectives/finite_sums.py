@@ -223,15 +223,16 @@ class NonconvexQuadratics(FiniteSum):
         mine = slice(rank, None, size)
         self.sigma, self.smoothness = largest / kappa, largest + spread
         self.hessian = torch.as_tensor(hessian, dtype=dtype)
-        self.d = torch.as_tensor(np.concatenate([d, -d])[mine], dtype=dtype)
-        self.c = torch.as_tensor(np.concatenate([c, -c])[mine], dtype=dtype)
-        super().__init__(dim, len(self.d), batch_size, rng.standard_normal(dim), dtype)
+        both = np.stack([np.concatenate([d, -d])[mine], np.concatenate([c, -c])[mine]], axis=1)
+        self.d_and_c = torch.as_tensor(both, dtype=dtype)  # (samples here, 2, dim)
+        super().__init__(dim, len(both), batch_size, rng.standard_normal(dim), dtype)
 
     def gradient(self, x: Vector, batch: Tensor) -> Vector:
         """Return mean_j (A + D_j)x − c_j, shape (dim,)."""
-        return self.hessian @ x + self.d[batch].mean(dim=0) * x - self.c[batch].mean(dim=0)
+        d, c = self.d_and_c[batch].mean(dim=0)
+        return self.hessian @ x + d * x - c
 
     def loss(self, x: Vector) -> float:
         """Return the mean over the samples of this rank; it may be negative, f never is."""
-        own = self.d.mean(dim=0) * x
-        return float(x @ (self.hessian @ x + own)) / 2 - float(self.c.mean(dim=0) @ x)
+        d, c = self.d_and_c.mean(dim=0)
+        return float(x @ (self.hessian @ x + d * x)) / 2 - float(c @ x)
