@@ -80,6 +80,6 @@ def check_model(algorithm: Algorithm[Any], model: nn.Module | None) -> None:
             continue
         raise BadInput(
             f"{algorithm.name} corrects gradients of samples by those of an earlier point, but "
-            f"with {what} ({name or 'the model'}) {why}: choose a model without it, put it into "
-            f"eval() mode, or choose another algorithm"
+            f"with {what} ({name or 'the model'}), {why}: choose a model without it, put it "
+            f"into eval() mode, or choose another algorithm"
         )

@@ -65,11 +65,6 @@ class Job:
         model = models.build(task.model, dataset.shape, dataset.classes, device="meta")  # or refuse
         dim = sum(p.numel() for p in model.parameters() if p.requires_grad)
         finite_sum.check_model(algorithm, model)
-        if task.augment and finite_sum.needs_finite_sum(algorithm):
-            raise BadInput(
-                f"augment={task.augment}: {config.method.algorithm} computes gradients of the same "
-                f"samples again and again, as they are; leave augment out"
-            )
         per_step = samples_per_step(algorithm, batch_size, largest)
         stop = config.length.stop(largest, per_step)
         schedule = config.schedule.build(stop, workers, batch_size, largest, per_step)
@@ -153,6 +148,11 @@ def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     algorithm = config.build(size)
     check(algorithm, topology)
     config.pace.check(size)
+    if config.task.augment and finite_sum.needs_finite_sum(algorithm):
+        raise BadInput(
+            f"augment={config.task.augment}: {algorithm.name} computes gradients of the same "
+            "samples again and again, as they are; leave augment out"
+        )
     if config.output.tensorboard:
         tensorboard.require()
     return topology, algorithm

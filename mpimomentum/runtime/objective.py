@@ -223,15 +223,18 @@ class TorchObjective(Objective):
         """
         self.parameters.load(x)
         self.parameters.zero_grad()
+        loss = torch.zeros((), device=self.parameters.device)
         for inputs, targets in self._data.chunks():
-            self._backward(inputs, targets, weight=len(inputs) / self.samples)
+            weight = len(inputs) / self.samples
+            loss += weight * self._backward(inputs, targets, weight)
+        self._last_loss = loss
         self.parameters.collect()
         self._decay(self.grad)
         return self.grad.clone()
 
     @property
     def last_loss(self) -> float:
-        """Loss of the last :meth:`gradient`'s batch; NaN before. Reading it waits for a GPU."""
+        """Loss of the last gradient, of its samples; NaN before. Reading it waits for a GPU."""
         return float(self._last_loss)
 
     def loss(self, x: Vector) -> float:

@@ -88,6 +88,14 @@ class Layered(mm.Quadratic):
     layer_sizes = (1, 4, 1)
 
 
+class Lacking(mm.Quadratic):
+    """Without one thing that an objective may leave out."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(b=B)
+        setattr(self, name, None)
+
+
 def graph_of(algorithm: Any, size: int) -> mm.topology.Topology:
     """The ring; with (W + I)/2 where its smallest eigenvalue would not do."""
     return mm.topology.build("ring", size, lazy=isinstance(algorithm, mm.D2))
@@ -405,6 +413,18 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.AsyncServer(lr=0.1, weighting="linear"), "choose one of 'none', 'expon"),
         (lambda: mm.AsyncServer(lr=0.1, weight_momentum=True), "choose a weighting too"),
         (lambda: mm.AsyncServer(lr=0.1, weighting="inverse", decay=2), "decay=2: .* has none"),
+        (lambda: mm.KatyushaX(lr=0.1, inner_steps=0), "inner_steps=0 must be a whole number"),
+        (lambda: mm.KatyushaX(lr=0.1, inner_steps=4, batch=0.5), "batch=0.5 must be a whole"),
+        (lambda: mm.KatyushaX(lr=0.1, inner_steps=4, sigma=3), r"1/\(inner_steps lr\) = 2.5"),
+        (lambda: mm.KatyushaX(lr=0.1, inner_steps=4, prox="l1:x"), "prox='l1:x': write l1:WEIGHT"),
+        (
+            lambda: mm.simulate(mm.KatyushaX(0.1, 4), lambda r, n: Lacking("samples"), 2, 1),
+            "Lacking has no samples: give it",
+        ),
+        (
+            lambda: mm.simulate(mm.KatyushaX(0.1, 4), lambda r, n: Lacking("full_gradient"), 2, 1),
+            "Lacking has no full_gradient: give it",
+        ),
         (lambda: mm.Signum(lr=0.1, beta=1.0), r"beta=1.0 must lie in \[0, 1\)"),
         (lambda: mm.Signum(lr=0.1, weight_decay=-1), "weight_decay=-1"),
         (lambda: mm.Signum(lr=0.1, scale="tensor"), "choose one of 'global', 'layer'"),

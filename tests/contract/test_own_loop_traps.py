@@ -441,6 +441,16 @@ def test_two_gradients_on_one_batch_need_a_closure(make_worker: Any) -> None:
             opt.step()
 
 
+KATYUSHA = mm.KatyushaX(lr=0.1, inner_steps=3)
+
+
+def test_modules_that_are_off_are_not_in_the_way(make_worker: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Dropout(0.0))
+    model.eval()
+    with mm.DistributedOptimizer(model, KATYUSHA, make_worker(), full_closure=lambda: None):
+        pass
+
+
 def test_a_full_gradient_is_the_full_closures(make_worker: Any) -> None:
     class FullThenOne(mm.AllReduceSGD):
         async def step(self, w: Any, s: Any) -> None:
@@ -477,6 +487,21 @@ def test_a_full_gradient_is_the_full_closures(make_worker: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda w: mm.DistributedOptimizer(net(), KATYUSHA, w), "give full_closure="),
+        (lambda w: mm.DistributedOptimizer(net(), KATYUSHA, w, full_closure=3), "function is need"),
+        (
+            lambda w: mm.DistributedOptimizer(net(), KATYUSHA, w, full_closure=lambda: None),
+            r"BatchNorm2d \(1\), what a sample adds",
+        ),
+        (
+            lambda w: mm.DistributedOptimizer(
+                nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)),
+                KATYUSHA,
+                w,
+                full_closure=lambda: None,
+            ),
+            r"Dropout \(1\), two gradients at one point differ",
+        ),
         (lambda w: mm.DistributedOptimizer("net", mm.ADPSGD(lr=0.1), w), "torch.nn.Module is need"),
         (lambda w: mm.DistributedOptimizer(net(), mm.ADPSGD, w), "an algorithm object is needed"),
         (

@@ -25,6 +25,7 @@ SYNCHRONOUS = [
     mm.AllReduceSGD(lr=0.05, mu=0.9),
     mm.DPSGD(lr=0.05),
     mm.DPSGD(lr=0.05, variant="atc"),
+    mm.KatyushaX(lr=0.05, inner_steps=3, batch=9, prox="l1:0.001"),
     mm.Signum(lr=0.01, adversaries="1:random"),
     mm.Signum(lr=0.05, error_feedback=True, scale="layer"),
 ]
@@ -48,6 +49,16 @@ def dropped_out(rank: int, size: int) -> mm.TorchObjective:
 
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    return on_data(rank, model, augment)
+
+
+def by_samples(rank: int, size: int) -> mm.TorchObjective:
+    """A model whose loss is a sum over samples."""
+    torch.manual_seed(7)
+    return on_data(rank, nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)))
+
+
+def on_data(rank: int, model: nn.Module, augment: Any = None) -> mm.TorchObjective:
     torch.manual_seed(100 + rank)
     x = torch.randn(37, 5)
     y = torch.randint(0, 3, (37,))
@@ -84,8 +95,9 @@ def test_synchronous_algorithms_resume_bit_identically(
     out = shared(w, tmp_path)
 
     def run(steps: int, **options: Any) -> mm.Run:
-        return mm.run(algorithm, dropped_out, steps=steps, worker=w, observe=note_loss, **options)
+        return mm.run(algorithm, objective, steps=steps, worker=w, observe=note_loss, **options)
 
+    objective = by_samples if isinstance(algorithm, mm.KatyushaX) else dropped_out
     whole = run(30)
     run(20, checkpoints=mm.Checkpoints(out, every=7))
     assert [p.name for p in files.committed(out / "checkpoints")] == ["step-000020", "step-000014"]

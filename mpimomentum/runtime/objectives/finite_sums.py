@@ -230,7 +230,8 @@ class NonconvexQuadratics(FiniteSum):
     def gradient(self, x: Vector, batch: Tensor) -> Vector:
         """Return mean_j (A + D_j)x − c_j, shape (dim,)."""
         d, c = self.d_and_c[batch].mean(dim=0)
-        return self.hessian @ x + d * x - c
+        g: Vector = self.hessian @ x + d * x - c
+        return g
 
     def loss(self, x: Vector) -> float:
         """Return the mean over the samples of this rank; it may be negative, f never is."""
