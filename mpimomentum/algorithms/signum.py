@@ -44,7 +44,7 @@ class Signum:
     lr : float
         How far every coordinate moves each step; with error feedback, the step size of SGD.
     beta, weight_decay : float
-        Momentum in [0, 1), a moving average; and λ, applied after the vote.
+        Momentum in [0, 1), a moving average, 0 for signSGD; λ, applied after the vote.
     error_feedback : bool
         Send signs with their mean size, and what they leave out with the next step.
     scale : {"global", "layer"}

@@ -21,6 +21,7 @@ from mpimomentum.algorithms.signum import Signum
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.hyper_parameters import with_hyper_parameters
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace_config import Network, Pace
@@ -64,6 +65,7 @@ def _absolute(path: Path | None) -> Path | None:
 
 @Parameter(name="*", group="Algorithm")
 @dataclass(frozen=True)
+@with_hyper_parameters
 class Method:
     """An algorithm with its hyper-parameters; `mpimomentum list` shows which has which.
 
@@ -76,76 +78,19 @@ class Method:
         katyusha-x.
     mu : float, optional
         Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
-    variant : str, optional
-        ad-psgd: lockfree or paired; d-psgd, sgp: cta or atc.
-    reweight : bool, optional
-        ad-psgd: undo the bias towards fast workers' data.
-    servers : int, optional
-        async-server: number of ranks that serve.
-    dedicated : bool, optional
-        async-server: the servers compute no gradients.
-    weighting : str, optional
-        async-server: how a gradient's weight falls with its staleness: none, exponential,
-        polynomial or inverse.
-    decay : float, optional
-        async-server: rate of the exponential weighting, or power of the polynomial.
-    weight_momentum : bool, optional
-        async-server: weight the momentum instead of the gradient.
-    quorum : int, optional
-        async-server: number of workers whose mean gradient is one update.
-    beta : float, optional
-        signum: momentum, a moving average; 0 is signSGD. elastic-averaging:
-        elasticity of all springs together.
-    slow_mu : float, optional
-        slowmo: momentum of the averages.
-    slow_lr : float, optional
-        slowmo: step size of the averages; 1 takes them as they are.
-    buffers : str, optional
-        slowmo: what becomes of local momenta at an average: average, reset or keep.
-    error_feedback : bool, optional
-        signum: send what signs leave out with the next step.
-    scale : str, optional
-        signum with error_feedback: global, or layer for a scale of its own for each parameter.
-    nesterov : bool, optional
-        Nesterov's form of momentum, often the paper's option II: decentralized-momentum,
-        local-momentum, quasi-global-momentum, sgp, slowmo.
     local_steps : int, optional
         Steps from one average to the next: local-momentum, slowmo, elastic-averaging, 8 unless
         given; ad-psgd, 1.
     inner_steps : int, optional
         katyusha-x: mean number of mini-batches between two gradients over all data; 50 unless
         given. A mini-batch is batch_size samples for each rank.
-    sigma : float, optional
-        katyusha-x: strong convexity of the loss; 0 unless given, for not known.
-    prox : str, optional
-        katyusha-x: proximal term, l1:WEIGHT or l2:WEIGHT.
-    adversaries : str, optional
-        signum: ranks that send wrong signs on purpose, RANK:BEHAVIOUR,…: 2:invert,5:random.
     """
 
     algorithm: str = "ad-psgd"
     lr: float | None = None
     mu: float | None = None
-    variant: str | None = None
-    reweight: bool | None = None
-    servers: int | None = None
-    dedicated: bool | None = None
-    weighting: str | None = None
-    decay: float | None = None
-    weight_momentum: bool | None = None
-    quorum: int | None = None
-    beta: float | None = None
-    slow_mu: float | None = None
-    slow_lr: float | None = None
-    buffers: str | None = None
-    error_feedback: bool | None = None
-    scale: str | None = None
-    nesterov: bool | None = None
     local_steps: int | None = None
     inner_steps: int | None = None
-    sigma: float | None = None
-    prox: str | None = None
-    adversaries: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -174,7 +119,7 @@ class Method:
                     f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
                     f"{', '.join(known)}; leave {name} out or choose another algorithm"
                 )
-        algorithm: Algorithm[Any] = make(**(usual(make, bool(self.error_feedback)) | given))
+        algorithm: Algorithm[Any] = make(**(usual(make, bool(given.get("error_feedback"))) | given))
         return algorithm
 
 

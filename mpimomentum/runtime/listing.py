@@ -10,13 +10,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-import docstring_parser
-
 from mpimomentum import data, models, topology
 from mpimomentum.algorithms.registry import ALGORITHMS
 from mpimomentum.runtime.config import usual
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import suggestion
+from mpimomentum.runtime.hyper_parameters import described
 
 WIDTH = 96
 FLAGS = {
@@ -83,8 +82,7 @@ def paper(cls: type[Any]) -> str:
 
 
 def _algorithm(cls: type[Any]) -> dict[str, Any]:
-    doc = docstring_parser.parse(cls.__doc__ or "")
-    words = {p.arg_name: p for p in doc.params}
+    words = described(cls)
     module = inspect.getdoc(sys.modules[cls.__module__]) or ""
     parameters = {}
     for field in dataclasses.fields(cls):
