@@ -37,12 +37,13 @@ def with_hyper_parameters(config: type[C]) -> type[C]:
             hints.setdefault(field.name, _plain(types[field.name]))
             entry = about.get(field.name)
             text = " ".join((entry.description or "").split()) if entry else ""
-            text = ": ".join(filter(None, [text.rstrip("."), _choices(types[field.name])])) + "."
+            text = ": ".join(filter(None, [text.rstrip("."), _choices(types[field.name])]))
             words.setdefault(field.name, {}).setdefault(text, []).append(name)
     for name, hint in hints.items():
         config.__annotations__[name] = hint | None
         setattr(config, name, None)
-        text = " ".join(f"{', '.join(names)}: {text}" for text, names in words[name].items())
+        said = ((", ".join(names), text) for text, names in words[name].items())
+        text = " ".join(f"{names}: {text}." if text else f"{names}." for names, text in said)
         config.__doc__ = f"{(config.__doc__ or '').rstrip()}\n    {name}\n        {text}\n    "
     return config
 

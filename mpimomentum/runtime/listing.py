@@ -90,7 +90,8 @@ def _algorithm(cls: type[Any]) -> dict[str, Any]:
         parameters[field.name] = {
             "default": None if field.default is dataclasses.MISSING else field.default,
             "required": field.default is dataclasses.MISSING,
-            "type": (known.type_name if known else None) or str(field.type),
+            "type": (known.type_name if known else None)
+            or getattr(field.type, "__name__", str(field.type)),
             "about": " ".join((known.description or "").split()) if known else "",
         }
     return {
@@ -127,8 +128,9 @@ def _detail(name: str, known: dict[str, Any]) -> Iterator[str]:
         yield f"  {parameter} : {about['type']}{default}"
         if about["about"]:
             yield textwrap.indent(textwrap.fill(about["about"], WIDTH - 6), " " * 6)
-    yield "\nPaper:"
-    yield textwrap.fill(known["paper"], WIDTH, initial_indent="  ", subsequent_indent="  ")
+    if known["paper"]:
+        yield "\nPaper:"
+        yield textwrap.fill(known["paper"], WIDTH, initial_indent="  ", subsequent_indent="  ")
     # the ring, which is the default, has an eigenvalue of -1/3
     lazy = " --lazy" if ALGORITHMS[name].requires == "above_minus_third" else ""
     yield f"\nmpirun -n 4 mpimomentum train --algorithm {name}{lazy}"

@@ -1,4 +1,4 @@
-"""The algorithm of examples/custom_algorithm.py and docs/writing-an-algorithm.md."""
+"""The algorithm of examples/custom_algorithm.py and docs/how-to-write-an-algorithm.md."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from mpimomentum.runtime.sources import read
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
-WRITING = ROOT / "docs" / "writing-an-algorithm.md"
+WRITING = ROOT / "docs" / "how-to-write-an-algorithm.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_ARGUMENTS = {"run.toml", "sim.toml", "runs/NAME/config.toml", "FILE", "A", "DIR/config.toml"}
 
@@ -104,10 +104,16 @@ def test_the_tests_of_the_document_are_those_that_run():
     assert shown in {block.strip() for block in blocks(WRITING, "py")}
 
 
+def test_the_algorithm_of_the_document_is_the_real_one():
+    d2 = (ROOT / "mpimomentum" / "algorithms" / "d2.py").read_text(encoding="utf-8")
+    assert d2[d2.index("@dataclass\nclass State") :] in blocks(WRITING, "py")
+
+
 def test_the_registration_of_the_document_works(tmp_path):
     (code,) = (block for block in blocks(WRITING, "py") if "ALGORITHMS[" in block)
     (tmp_path / "named.py").write_text(code, encoding="utf-8")
     args = ["simulate", "--algorithm", "synchronous-easgd", "--steps", "2", "--out", "o"]
+    args += ["--beta", "0.5"]
     subprocess.run(
         [sys.executable, "named.py", *args, "--model", "mlp", "--progress", "off"],
         cwd=tmp_path,

@@ -18,7 +18,7 @@ DOCUMENTS = (
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "own_loop.md",
     ROOT / "docs" / "quickstart.md",
-)  # the block of writing-an-algorithm.md is an example, see test_documents.py
+)  # the block of how-to-write-an-algorithm.md is an example, see test_documents.py
 
 
 def run(script: Path, cwd: Path) -> str:
