@@ -11,10 +11,10 @@ The average is the paper's (``paired``) or never waits (``lockfree``), see
 made by *all* workers between the read of x_hat and its use; n - 1 in the mean while all n work.
 
 Deviation: the paper has no momentum (mu = 0) and begins an average at every step; with
-``local_steps`` = I a worker begins one during the gradient of every I-th of its steps, and answers
-at any time. ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the worker's share of all updates so
-far: without it fast workers' data count more. A worker s times slower than the mean takes steps s
-times as long: s lr must be small enough.
+``local_steps`` = I a worker begins one during the gradient of every I-th of its steps, the k-th on
+the graph of step k, and answers at any time. ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
+worker's share of all updates so far: without it fast workers' data count more. A worker s times
+slower than the mean takes steps s times as long: s lr must be small enough.
 
 References
 ----------
@@ -82,7 +82,8 @@ class ADPSGD:
         gradient = w.gradient(s.x_hat, w.sample())
         peer = -1
         if (w.step + 1) % self.local_steps == 0:
-            peer = await (average_with_someone if self.variant == "lockfree" else ask)(w, s)
+            gossip = average_with_someone if self.variant == "lockfree" else ask
+            peer = await gossip(w, s, w.step // self.local_steps)
         g = await gradient
         ticket = await s.updates.fetch_add(1)
         lr = w.lr * ((ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1)  # 1/(n p_i)

@@ -44,19 +44,26 @@ def start(w: Worker, x0: Vector) -> State:
     )
 
 
-async def average_with_someone(w: Worker, s: State) -> int:
-    """Average with the first neighbour, in random order, that is free; -1 if none is."""
-    for j in w.rng.permutation(w.neighbors).tolist():
+def neighbors(w: Worker, t: int) -> list[int]:
+    """Return the ranks joined to this one by the graph of step `t`, ascending."""
+    edges = w.mixing(t)
+    return sorted((edges.in_weights.keys() | edges.out_weights.keys()) - {w.rank})
+
+
+async def average_with_someone(w: Worker, s: State, t: int) -> int:
+    """Average with the first neighbour of step `t`, in random order, that is free, or -1."""
+    for j in w.rng.permutation(neighbors(w, t)).tolist():
         if await s.x.average(j):
             return int(j)
     return -1  # all busy: never wait
 
 
-async def ask(w: Worker, s: State) -> int:
-    """Send the model to a random passive neighbour and take over the mean it answers with."""
-    if not w.active or not w.neighbors:
+async def ask(w: Worker, s: State, t: int) -> int:
+    """Send the model to a passive neighbour of step `t` and take over the mean it answers with."""
+    passive = neighbors(w, t) if w.active else []
+    if not passive:
         return -1
-    j = int(w.rng.choice(w.neighbors))
+    j = int(w.rng.choice(passive))
     mine = s.x.read()
     await s.requests.send(j, mine)
     _, _, mean = await s.replies.recv()

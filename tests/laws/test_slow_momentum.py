@@ -107,6 +107,12 @@ def test_a_step_of_size_0_leaves_no_nan():
     np.testing.assert_allclose(runs[1].x, runs[0].x, **EXACT)
 
 
+@pytest.fixture
+def driver():
+    """One is enough: the drivers have tests of their own."""
+    return "thread"
+
+
 @pytest.mark.mpi
 @BUFFERS
 @pytest.mark.parametrize("local_steps", [1, 5])

@@ -157,6 +157,12 @@ def test_on_a_doubly_stochastic_matrix_it_is_d_psgd(graph, n, variant):
     np.testing.assert_allclose(x[-1], run.x, **EXACT)
 
 
+@pytest.fixture
+def driver():
+    """One is enough: the drivers have tests of their own."""
+    return "thread"
+
+
 @pytest.mark.mpi
 @VARIANTS
 @FORMS
