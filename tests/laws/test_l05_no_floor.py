@@ -99,3 +99,75 @@ def test_on_mpi_ranks(make_worker, make):
     run = mm.run(make(lr=0.1), objectives(b), steps=1500, worker=w)
     assert run.consensus_distance**2 < 1e-20
     assert run.mean.dtype == torch.float64
+
+
+class Watched(mm.Quadratic):
+    """Keeps every gradient it gave, noise and all."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.given = []
+
+    def gradient(self, x, batch):
+        g = super().gradient(x, batch)
+        self.given.append(g.clone().numpy())
+        return g
+
+
+def watched(run, size, **options):
+    """Models before the first and after every step, and gradients; each (…, steps, n, d)."""
+    tasks, after = {}, {rank: [] for rank in range(size)}
+
+    def objective(rank, n):
+        b = np.random.default_rng(rank).normal(size=5)
+        tasks[rank] = Watched(b=b, h=0.5 + rank / n, noise=0.4, **options)
+        return tasks[rank]
+
+    run(objective, lambda w, s: after[w.rank].append(s.x.clone().numpy()))
+    mine = sorted(tasks)
+    x = np.stack([np.stack([np.zeros(5), *after[r]]) for r in mine], axis=1)
+    g = np.stack([np.stack(tasks[r].given) for r in mine], axis=1)
+    return x, g
+
+
+def residual(x, g, lr, factor):
+    """mean(x_{t+1}) - mean(x_t) + lr_t mean(G_t) of every step."""
+    rates = np.array([lr * factor(t) for t in range(len(g))])[:, None]
+    return np.diff(x.mean(axis=1), axis=0) + rates * g.mean(axis=1)
+
+
+CHANGES = mm.LRSchedule("step", milestones=(7, 20), decay=0.4)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("graph", "n"), [("ring", 5), ("star", 4), ("complete", 6)])
+@ALGORITHMS
+def test_every_step_of_the_mean_is_one_of_sgd(make, graph, n, dtype, rounding):
+    """Curvatures differ, gradients are noisy, the step size changes."""
+    topology = mm.topology.build(graph, n, lazy=True)
+    x, g = watched(
+        lambda f, observe: mm.simulate(
+            make(lr=0.1), f, n, steps=30, topology=topology, schedule=CHANGES, observe=observe
+        ),
+        n, dtype=dtype,
+    )  # fmt: skip
+    assert np.abs(residual(x, g, 0.1, CHANGES.factor)).max() < rounding
+    assert np.ptp(x[-1], axis=0).max() > 1e-3
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+@ALGORITHMS
+def test_every_step_of_the_mean_is_one_of_sgd_on_mpi_ranks(make_worker, make, dtype, rounding):
+    from mpi4py import MPI
+
+    w = make_worker(mm.topology.build("ring", MPI.COMM_WORLD.size, lazy=True))
+    x, g = watched(
+        lambda f, observe: mm.run(
+            make(lr=0.1), f, steps=30, worker=w, schedule=CHANGES, observe=observe
+        ),
+        w.size, dtype=dtype,
+    )  # fmt: skip
+    x, g = (np.concatenate(MPI.COMM_WORLD.allgather(each), axis=1) for each in (x, g))
+    assert x.shape == (31, w.size, 5)
+    assert np.abs(residual(x, g, 0.1, CHANGES.factor)).max() < rounding

@@ -101,3 +101,15 @@ def test_on_mpi_ranks(make_worker, local_steps):
     if local_steps == 1:
         whole = mm.simulate(mm.AllReduceSGD(lr=0.05, mu=0.9), noisy, w.size, steps=20)
         np.testing.assert_allclose(run.mean, whole.mean, **EXACT)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("driver", ["thread"], indirect=True)
+def test_the_quoted_bias_on_mpi_ranks(make_worker, driver):
+    w = make_worker()
+    if w.size != 4:
+        pytest.skip("quoted for four ranks")
+    algorithm = mm.LocalMomentum(lr=0.002, mu=0.9, local_steps=8)
+    run = mm.run(algorithm, scattered, steps=1600, worker=w)
+    minimum = (H * B).sum() / H.sum()
+    assert abs(float(run.mean[0]) - minimum) == pytest.approx(0.055597, abs=6e-7)
