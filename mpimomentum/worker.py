@@ -207,6 +207,27 @@ class Counter(Protocol):
         """Add `k` atomically; returns the value before. ``fetch_add(0)`` reads."""
 
 
+@runtime_checkable
+class Sums(Protocol):
+    """Rows of numbers, cut into a shard a rank, that every rank can add to and read.
+
+    Each number is added to and read atomically, and no more than that: a read may find one part of
+    another's add and not yet the rest. The owner of a shard need not run.
+    """
+
+    def add(self, v: Vector, factors: Mapping[int, float]) -> Handle[None]:
+        """Do row r += factors[r] v; done when in, and `v` must not be changed before that."""
+
+    def read(self, rows: Sequence[int]) -> Handle[torch.Tensor]:
+        """Return a copy of some rows, shape (len(rows), dim)."""
+
+    def own(self) -> torch.Tensor:
+        """Return a copy of this rank's shard of all rows; only while nothing is in flight."""
+
+    def restore(self, own: torch.Tensor) -> None:
+        """Set this rank's shard of all rows; only while nothing is in flight."""
+
+
 class Worker(Protocol):
     """One rank, as an algorithm sees it."""
 
@@ -289,6 +310,12 @@ class Worker(Protocol):
 
     def counter(self, name: str, home: int = 0) -> Counter:
         """Make a counter kept at rank `home`, starting at 0. Collective."""
+
+    def sums(self, name: str, x0: Vector, rows: int) -> Sums:
+        """Make sums: the first row starts at `x0`, the same on all ranks, others at 0. Collective.
+
+        A rank has its share of each row, `rows` len(x0) / size numbers in all.
+        """
 
     def record(self, **scalars: float) -> None:
         """Append a telemetry record: tau=…, peer=…; rank, step and time are added."""

@@ -9,10 +9,8 @@ Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updat
 that a worker was given and the application of its push; its mean is n - 1 with n workers at any
 speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
 
-``weighting`` multiplies an arriving gradient, or mu, by a weight that falls with its staleness
-(``staleness_weights.py``). With a ``quorum`` of c the mean gradient of the first c workers is one
-update (``quorum.py``); of the last, incomplete one nothing is applied. ``parameter_server.py`` says
-what the ranks do.
+``parameter_server.py`` is what the ranks do, ``staleness_weights.py`` how gradients lose weight,
+``quorum.py`` how several are one update, and ``momentum_sums.py`` the same without a server.
 
 References
 ----------
@@ -23,11 +21,9 @@ momentum and asynchrony in nonconvex stochastic optimization", NeurIPS 2018.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from mpimomentum.algorithms import parameter_server, server_ranks, staleness_weights
-from mpimomentum.algorithms.checks import momentum, not_negative
-from mpimomentum.algorithms.parameter_server import State
+from mpimomentum.algorithms import momentum_sums, parameter_server, server_ranks, staleness_weights
 from mpimomentum.algorithms.staleness_weights import Weighting
 from mpimomentum.worker import Requires, Vector, Worker
 
@@ -54,6 +50,8 @@ class AsyncServer:
         Weight mu instead of the gradient.
     quorum : int
         Workers whose mean gradient is one update.
+    mode : {"server", "sums"}
+        Whether ranks serve, or all add to sums that make the same recursion of tickets.
     """
 
     lr: float
@@ -64,14 +62,13 @@ class AsyncServer:
     decay: float = 1.0
     weight_momentum: bool = False
     quorum: int = 1
+    mode: Literal["server", "sums"] = "server"
 
     name: ClassVar[str] = "async-server"
     synchronous: ClassVar[bool] = False
     requires: ClassVar[Requires] = "none"
 
     def __post_init__(self) -> None:
-        not_negative("lr", self.lr)
-        momentum("mu", self.mu)
         server_ranks.check(self)
         staleness_weights.check(self.weighting, self.decay, self.weight_momentum)
 
@@ -79,18 +76,22 @@ class AsyncServer:
         """Return (workers, servers)."""
         return server_ranks.roles(self, size)
 
-    def init(self, w: Worker, x0: Vector) -> State:
-        """Every server publishes its shard of x0."""
-        return parameter_server.init(self, w, x0)
+    @property
+    def _ranks(self) -> Any:
+        return momentum_sums if self.mode == "sums" else parameter_server
 
-    async def step(self, w: Worker, s: State) -> None:
-        """Compute, push to every server, take over what they answer."""
-        await parameter_server.step(self, w, s)
+    def init(self, w: Worker, x0: Vector) -> Any:
+        """Publish x0."""
+        return self._ranks.init(self, w, x0)
 
-    async def serve(self, w: Worker, s: State) -> None:
+    async def step(self, w: Worker, s: Any) -> None:
+        """Compute, push, take over a newer model."""
+        await self._ranks.step(self, w, s)
+
+    async def serve(self, w: Worker, s: Any) -> None:
         """Apply gradients in order of arrival."""
-        await parameter_server.serve(self, w, s)
+        await self._ranks.serve(self, w, s)
 
-    async def finish(self, w: Worker, s: State) -> None:
+    async def finish(self, w: Worker, s: Any) -> None:
         """Take over the final model."""
-        await parameter_server.finish(self, s)
+        await self._ranks.finish(self, w, s)

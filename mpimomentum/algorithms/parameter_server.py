@@ -81,7 +81,7 @@ async def serve(a: AsyncServer, w: Worker, s: State) -> None:
         await s.answers.send(source, s.shard.read(), s.shard.version)
 
 
-async def finish(a: AsyncServer, s: State) -> None:
+async def finish(a: AsyncServer, w: Worker, s: State) -> None:
     """Take over the final model."""
     for j in range(a.servers):
         s.x[shard_of(j, a.servers, len(s.x))], _ = await s.shard.get(j)

@@ -7,7 +7,8 @@ the c workers has the same say, and no step is longer than a mean gradient's, ev
 fast workers send a hundred gradients while the slowest makes one. It also bounds what a server
 keeps: c vectors, one for the present update and one for each of the c - 1 workers ahead of it.
 
-Toward which update a gradient counts is known when it arrives, and with it its staleness.
+Toward which update a gradient counts is known when it arrives, and with it its staleness. What is
+left of an incomplete quorum when a run ends is not applied; checkpoints hold it.
 """
 
 from __future__ import annotations

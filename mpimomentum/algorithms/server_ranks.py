@@ -4,21 +4,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpimomentum.algorithms.checks import at_least_one
+from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative, one_of
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.async_server import AsyncServer
 
+_LARGEST_MU = 0.999
+
 
 def check(a: AsyncServer) -> None:
-    """Refuse what cannot be served on any number of ranks."""
+    """Refuse what cannot be done on any number of ranks."""
+    not_negative("lr", a.lr)
+    momentum("mu", a.mu)
+    one_of("mode", a.mode, ("server", "sums"))
     if a.servers < 1:
         raise ValueError(f"servers={a.servers}: at least one rank must serve")
     at_least_one("quorum", a.quorum)
+    if a.mode == "sums":
+        _check_sums(a)
+
+
+def _check_sums(a: AsyncServer) -> None:
+    if a.mu >= _LARGEST_MU:
+        raise ValueError(
+            f"mu={a.mu}: with mode='sums' it must be below {_LARGEST_MU}, since rounding errors "
+            "grow with 1/(1 - mu); take a smaller one, or mode='server'"
+        )
+    meant_for_servers = {"servers": 1, "dedicated": False, "weighting": "none", "quorum": 1}
+    for name, default in meant_for_servers.items():
+        if getattr(a, name) != default:
+            raise ValueError(
+                f"{name}={getattr(a, name)!r}: with mode='sums' there is no server that could; "
+                f"leave {name} out, or use mode='server'"
+            )
 
 
 def roles(a: AsyncServer, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return (workers, servers)."""
+    if a.mode == "sums":
+        return tuple(range(size)), ()
     if a.servers > size - a.dedicated:
         raise ValueError(
             f"servers={a.servers}, dedicated={a.dedicated}: {size} ranks leave no worker "

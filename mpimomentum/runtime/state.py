@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mpimomentum.worker import Counter, Mailbox, Window
+from mpimomentum.worker import Counter, Mailbox, Sums, Window
 
 Values = dict[str, Any]
 """Field name -> Tensor, int, float or list of numbers.
@@ -26,8 +26,8 @@ async def snapshot(state: Any) -> Values:
     Parameters
     ----------
     state : dataclass
-        Fields may be Vectors, Windows, Counters, Mailboxes (which must be empty), numbers, lists
-        of numbers, None, and dataclasses of these.
+        Fields may be Vectors, Windows, Sums, Counters, Mailboxes (which must be empty), numbers,
+        lists of numbers, None, and dataclasses of these.
 
     Raises
     ------
@@ -43,6 +43,8 @@ async def snapshot(state: Any) -> Values:
             values[field.name] = value.read()
             values[f"{field.name}.version"] = value.version
             values[f"{field.name}.mixes"] = value.mixes
+        elif isinstance(value, Sums):
+            values[field.name] = value.own()
         elif isinstance(value, Counter):
             values[field.name] = await value.fetch_add(0)
         elif isinstance(value, (int, float)):
@@ -55,7 +57,7 @@ async def snapshot(state: Any) -> Values:
         elif value is not None and not isinstance(value, Mailbox):
             raise TypeError(
                 f"{type(state).__name__}.{field.name} is a {type(value).__name__}, which cannot be "
-                "saved: use a Vector, Window, Counter, Mailbox, number or list of numbers"
+                "saved: use a Vector, Window, Sums, Counter, Mailbox, number or list of numbers"
             )
     return values
 
@@ -82,6 +84,8 @@ async def restore(state: Any, values: Values) -> None:
             current.copy_(value)
         elif isinstance(current, Window):
             current.restore(value, values[f"{field.name}.version"], values[f"{field.name}.mixes"])
+        elif isinstance(current, Sums):
+            current.restore(value)
         elif isinstance(current, Counter):
             if current.at_home:
                 await current.fetch_add(value - await current.fetch_add(0))

@@ -13,6 +13,7 @@ from mpimomentum.base_worker import BaseWorker
 from mpimomentum.measures import Seconds, Spent, TimeSplit, Traffic
 from mpimomentum.simulator.clock import ComputeTimes
 from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
+from mpimomentum.simulator.sums import VirtualSums
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Handle, Vector
 
@@ -54,6 +55,7 @@ class VirtualWorker(BaseWorker):
         self._early = _Queues[Vector]()  # (source, t) -> models that nobody asked for yet
         self._expecting = _Queues[_Exchange]()  # (source, t) -> who waits for a model
         self._sent: list[VirtualMailbox] = []
+        self._sums: list[VirtualSums] = []
         self._split = TimeSplit(0.0)
         self._owed = 0  # gradients under way
         self._travelling = 0  # own reads, averages, adds and counter requests under way
@@ -204,6 +206,12 @@ class VirtualWorker(BaseWorker):
         self._counters.append(counter)
         return counter
 
+    def sums(self, name: str, x0: Vector, rows: int) -> VirtualSums:
+        """Make sums."""
+        parts = self._simulation.parts("sums", len(self._sums))
+        self._sums.append(VirtualSums(self._simulation, name, self.rank, x0, rows, parts))
+        return self._sums[-1]
+
     # -- for the runtime ---------------------------------------------------------------------------
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], what: str) -> Process:
@@ -253,7 +261,8 @@ class VirtualWorker(BaseWorker):
     def traffic(self) -> Traffic:
         """What this rank's communication moved."""
         parts = [w.traffic for w in self.windows] + [m.traffic for m in self._sent]
-        return Traffic.total([self._collective, *parts, *(c.traffic for c in self._counters)])
+        parts += [c.traffic for c in self._counters] + [s.traffic for s in self._sums]
+        return Traffic.total([self._collective, *parts])
 
 
 class _Queues(Generic[T]):

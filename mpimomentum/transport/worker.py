@@ -21,6 +21,7 @@ from mpimomentum.transport.node_shared import NodeShared, require_room
 from mpimomentum.transport.progress import Coro, Task
 from mpimomentum.transport.request_word import RequestWord
 from mpimomentum.transport.session import Session
+from mpimomentum.transport.sums import AccumulateSums
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Objective, Vector
 
@@ -77,6 +78,7 @@ class MPIWorker(Session, BaseWorker):
         self._windows: list[InboxWindow | AccumulateWindow] = []
         self._mailboxes: list[PointToPoint] = []
         self._counters: list[FetchAddCounter] = []
+        self._sums: list[AccumulateSums] = []
         self._words: list[RequestWord] = []
         self._shared: list[NodeShared] = []
         self._before, self._spent_before = Moved(), Seconds()
@@ -200,6 +202,11 @@ class MPIWorker(Session, BaseWorker):
         self._counters.append(counter)
         return counter
 
+    def sums(self, name: str, x0: Vector, rows: int) -> AccumulateSums:
+        """Make sums."""
+        self._sums.append(AccumulateSums(self.env, name, x0, rows))
+        return self._sums[-1]
+
     def request_word(self) -> RequestWord:
         """Make the word by which ranks ask all others for a checkpoint. Collective."""
         word = RequestWord(self.env)
@@ -271,11 +278,19 @@ class MPIWorker(Session, BaseWorker):
         await self.collectives.barrier()
 
     async def release(self) -> None:
-        """Free the windows, mailboxes and counters of a run; after :meth:`quiesce`."""
+        """Free the windows, mailboxes, counters and sums of a run; after :meth:`quiesce`."""
         await self.collectives.barrier()
-        for item in (*self._windows, *self._mailboxes, *self._counters, *self._words):
-            item.close()
-        self._windows, self._mailboxes, self._counters, self._words = [], [], [], []
+        made: list[list[Any]] = [
+            self._windows,
+            self._mailboxes,
+            self._counters,
+            self._sums,
+            self._words,
+        ]
+        for kind in made:
+            for item in kind:
+                item.close()
+            kind.clear()
 
     def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
         """Begin a run.
@@ -313,7 +328,7 @@ class MPIWorker(Session, BaseWorker):
     def _moved(self) -> Moved:
         before = self._before
         parts = [w.traffic for w in self._windows] + [m.traffic for m in self._mailboxes]
-        parts += [c.traffic for c in self._counters]
+        parts += [c.traffic for c in self._counters] + [s.traffic for s in self._sums]
         traffic = Traffic.total([self.collectives.traffic, *parts])
         return Moved(
             nbytes=before.nbytes + traffic.nbytes,

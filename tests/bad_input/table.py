@@ -72,6 +72,7 @@ def simulate(args: str, *words: str) -> Row:
 THIRD = [[1 / 3] * 3] * 3
 PULLS = [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0.5, 0]]
 PUSHES = [list(column) for column in zip(*PULLS, strict=True)]
+SUMS = "--algorithm async-server --mode sums"
 SIGNUM = "train --algorithm signum"
 PAIRED = "--algorithm ad-psgd --variant paired"
 IDX = "train-images-idx3-ubyte"
@@ -212,6 +213,12 @@ RANGES = [
     simulate("--algorithm async-server --quorum 5", "quorum=5", "4 workers", "start more ranks"),
     simulate("--algorithm async-server --quorum 4 --dedicated", "quorum=4", "use 3 or less"),
     simulate("--algorithm async-server --quorum 1.5", "--quorum 1.5", "a whole number"),
+    simulate("--algorithm async-server --mode serve", "mode='serve'", "'server', 'sums'"),
+    simulate(f"{SUMS} --mu 0.999", "mu=0.999", "below 0.999", "mode='server'"),
+    simulate(f"{SUMS} --quorum 2", "quorum=2", "leave quorum out", "mode='server'"),
+    simulate(f"{SUMS} --servers 2", "servers=2", "leave servers out", "mode='server'"),
+    simulate(f"{SUMS} --dedicated", "dedicated=True", "leave dedicated out", "mode='server'"),
+    simulate(f"{SUMS} --weighting inverse", "weighting='inverse'", "leave weighting out"),
     simulate("--algorithm d-psgd --quorum 2", "quorum=2", "d-psgd has no such"),
     simulate("--algorithm signum --adversaries 4:invert", "no rank 4", "the ranks are 0 to 3"),
     Row("train --adversaries 1:invert", ("ad-psgd has no such parameter", "leave adversaries out")),

@@ -31,6 +31,7 @@ TEXTS = {
     "scale": ("global", "layer"),
     "buffers": ("average", "reset", "keep"),
     "weighting": ("exponential", "polynomial"),
+    "mode": ("server", "sums"),
     "adversaries": ("2:invert", "0:random,3:invert"),
     "prox": ("l1:0.001", "l2:1e-4"),
     "slow": ("0:10", "0:0.5,3:2"),

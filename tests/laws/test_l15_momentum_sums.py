@@ -1,0 +1,216 @@
+"""L15: from tickets and atomic sums alone comes heavy ball in the order of the tickets, exactly.
+
+x_{k+1} = x_k - lr_k g_k + mu (x_k - x_{k-1}), x_{-1} = x_0, whatever the g_k are, and wherever and
+however late they were computed and added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mpimomentum as mm
+from mpimomentum.algorithms import epochs
+from mpimomentum.algorithms.epochs import Epochs
+from mpimomentum.runtime.agreement import told
+
+DIM = 7
+LR = 0.02
+MOMENTA = [0.0, 0.01, 0.1, 0.5, 0.77, 0.9, 0.99, 0.998]
+
+
+class Kept(mm.Quadratic):
+    """Keeps the gradients that it was asked for, in order."""
+
+    def __init__(self, rank, dtype):
+        b = torch.as_tensor(np.cos(rank + np.arange(DIM)), dtype=dtype)
+        super().__init__(b=b, h=0.5 + 0.2 * rank, noise=0.5)
+        self.given = []
+
+    def initial(self):
+        return torch.full_like(super().initial(), 3.0)
+
+    def gradient(self, x, batch):
+        g = super().gradient(x, batch)
+        self.given.append(g.to(torch.float64))
+        return g
+
+
+def keeping(dtype=torch.float64):
+    made = {}
+
+    def objective(rank, size):
+        made[rank] = Kept(rank, dtype)
+        return made[rank]
+
+    return made, objective
+
+
+def in_order(records):
+    """The (rank, step) of each ticket; every ticket was drawn once."""
+    drawn = sorted((r["ticket"], r["rank"], r["step"]) for r in records if "ticket" in r)
+    assert [ticket for ticket, _, _ in drawn] == list(range(len(drawn)))
+    return [(rank, step) for _, rank, step in drawn]
+
+
+def heavy_ball(x0, gradients, mu, lrs):
+    x, before = x0.clone(), x0
+    for g, lr in zip(gradients, lrs, strict=True):
+        x, before = x - lr * g + mu * (x - before), x
+    return x
+
+
+def law(run, made, mu, factor=lambda step: 1.0, lr=LR):
+    order = in_order(run.records)
+    gradients = [made[rank].given[step] for rank, step in order]
+    x0 = made[0].initial().to(torch.float64)
+    return heavy_ball(x0, gradients, mu, [lr * factor(step) for _, step in order])
+
+
+def clock(**options):
+    return mm.Clock(
+        **{"jitter": 0.5, "slow": {1: 4, 3: 0.3}, "latency_s": 0.1, "seed": 5} | options
+    )
+
+
+@pytest.mark.parametrize("mu", MOMENTA)
+@pytest.mark.parametrize("bandwidth_Bps", [np.inf, 1e3])
+def test_exact_on_the_virtual_clock(mu, bandwidth_Bps):
+    made, objective = keeping()
+    a = mm.AsyncServer(lr=LR, mu=mu, mode="sums")
+    run = mm.simulate(a, objective, 5, duration_s=250, clock=clock(bandwidth_Bps=bandwidth_Bps))
+    assert run.tau.max() > 4
+    assert (run.x == run.x[0]).all()
+    expected = law(run, made, mu)
+    torch.testing.assert_close(run.mean, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_step_sizes_may_change():
+    made, objective = keeping()
+    schedule = mm.LRSchedule("step", milestones=(40, 90), decay=0.3)
+    a = mm.AsyncServer(lr=LR, mu=0.9, mode="sums")
+    run = mm.simulate(a, objective, 4, steps=150, clock=clock(), schedule=schedule)
+    expected = law(run, made, 0.9, schedule.factor)
+    torch.testing.assert_close(run.mean, expected, rtol=1e-12, atol=1e-12)
+    assert (law(run, made, 0.9) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("mu", [0.3, 0.77, 0.9])
+def test_slots_of_many_epochs(mu, monkeypatch):
+    """With epochs as short as they may be, every slot serves several of them."""
+    monkeypatch.setattr(epochs, "_DECADES", 22)
+    monkeypatch.setattr(epochs, "_HELD_UP", (80, 10))
+    of = Epochs.of(mu, 5)
+    made, objective = keeping()
+    a = mm.AsyncServer(lr=LR, mu=mu, mode="sums")
+    run = mm.simulate(a, objective, 5, steps=10 * of.length // 5, clock=clock())
+    assert len(run.tau) > 2 * of.slots * of.length
+    torch.testing.assert_close(run.mean, law(run, made, mu), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.5, 0.9, 0.99])
+def test_float32_stays_as_near_as_plain_heavy_ball(mu):
+    made, objective = keeping(torch.float32)
+    a = mm.AsyncServer(lr=LR * (1 - mu), mu=mu, mode="sums")
+    run = mm.simulate(a, objective, 4, steps=1500, clock=clock())
+    expected = law(run, made, mu, lr=LR * (1 - mu))
+    error = float((run.mean.to(torch.float64) - expected).norm() / expected.norm())
+    assert error < 5e-6
+
+
+@pytest.mark.parametrize("mu", MOMENTA)
+def test_epochs_hold_what_they_must(mu):
+    """Numbers within range, at least 4 slots, and two live epochs are all that shows."""
+    for size in (1, 4, 64):
+        of = Epochs.of(mu, size)
+        if mu == 0:
+            assert list(of.live(1000)) == []
+            continue
+        assert of.slots >= 4
+        assert of.length * (of.slots - 2) >= max(512, 32 * size)
+        tickets = 5 * of.length + of.length // 2
+        inside = [of.inside(j) for j in range(5 * of.length, 6 * of.length)]
+        assert max(inside) < 1e17
+        assert min(inside) > 1e-17
+        for j in (tickets - 1, tickets - of.length // 2, tickets - of.length // 2 - 1):
+            weight = of.inside(j) * of.outside(of.of_ticket(j), tickets)
+            assert weight == pytest.approx(mu ** (tickets - j) / (1 - mu), rel=1e-9)
+        for now in range(5 * of.length, 6 * of.length, max(1, of.length // 50)):
+            oldest_shown = min(of.live(now)) * of.length
+            assert mu ** (now - oldest_shown + 1) / (1 - mu) < 1e-19 or oldest_shown == 0
+
+
+@pytest.mark.parametrize("held_up", ["adding", "clearing"])
+def test_a_rank_held_up_too_long_is_told(held_up, monkeypatch):
+    """It stops between drawing its ticket and adding, until the others have used its slot."""
+    short = Epochs(mu=0.5, length=3, slots=4, horizon=3)
+    monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: short))
+    if held_up == "clearing":
+        lagging = mm.Clock(latency_s=1.0, compute_s=1e-3, bandwidth_Bps=20.0)
+    else:
+        lagging = mm.Clock(latency_s=0.05, compute_s=1e-3, bandwidth_Bps=5e3)
+    _, objective = keeping()
+    a = mm.AsyncServer(lr=LR, mu=0.5, mode="sums")
+    with pytest.raises(RuntimeError, match="held up while it added a gradient"):
+        mm.simulate(a, objective, 24, steps=60, clock=lagging)
+
+
+def test_models_read_on_the_way_are_those_of_heavy_ball():
+    """With one worker nothing is under way when it reads: every snapshot is exact."""
+    made, objective = keeping()
+    read = []
+    a = mm.AsyncServer(lr=LR, mu=0.9, mode="sums")
+    run = mm.simulate(a, objective, 1, steps=900, observe=lambda w, s: read.append(s.x.clone()))
+    gradients = made[0].given
+    x0 = made[0].initial()
+    for steps in (1, 2, 3, 100, 654, 655, 656, 657, 899):
+        expected = heavy_ball(x0, gradients[:steps], 0.9, [LR] * steps)
+        torch.testing.assert_close(read[steps - 1], expected, rtol=1e-12, atol=1e-12)
+    assert (run.tau == 0).all()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mu", [0.0, 0.9, 0.99])
+def test_exact_on_mpi_ranks(make_worker, nodes, mu):
+    w = make_worker()
+    made, objective = keeping()
+    lr = LR * (1 - mu)  # stays within reach of the start: the tolerance is absolute
+    run = mm.run(mm.AsyncServer(lr=lr, mu=mu, mode="sums"), objective, steps=120, worker=w)
+    check_on_ranks(w, [run], made, mu, lr)
+
+
+@pytest.mark.mpi
+def test_saved_and_gone_on_from_it_is_one_recursion(make_worker, tmp_path):
+    w = make_worker()
+    out = Path(told(w, str(tmp_path))[0])
+    a = mm.AsyncServer(lr=LR, mu=0.5, mode="sums")
+    runs, given = [], []
+    for steps in (70, 150, 400):
+        made, objective = keeping()
+        checkpoints = mm.Checkpoints(out, every=31, resume="auto")
+        runs.append(mm.run(a, objective, steps=steps, worker=w, checkpoints=checkpoints))
+        given += made[w.rank].given
+    made[w.rank].given = given
+    check_on_ranks(w, runs, made, 0.5, LR)
+
+
+def check_on_ranks(w, runs, made, mu, lr):
+    """Every rank's gradients at rank 0, then the law."""
+    mine = torch.cat(made[w.rank].given)
+    run = dataclasses.replace(runs[-1], records=[r for run in runs for r in run.records])
+
+    async def gather():
+        return await w.gather(mine)
+
+    everyones = w.run(gather())
+    if w.rank == 0:
+        for rank, given in enumerate(everyones):
+            made[rank] = Kept(rank, torch.float64)
+            made[rank].given = list(given.reshape(-1, DIM))
+        assert len(in_order(run.records)) == sum(len(m.given) for m in made.values())
+        assert (run.x == run.x[0]).all()
+        torch.testing.assert_close(run.mean, law(run, made, mu, lr=lr), rtol=1e-12, atol=1e-12)
