@@ -101,6 +101,12 @@ ROWS = (
         "as d2, on directed or changing graphs",
         "label",
     ),
+    Row(
+        "katyusha-x",
+        "",
+        "a sum over samples, no BatchNorm",
+        "many digits are wanted; an L1 term",
+    ),
     Row("signum", "", "fewer than half the ranks lie", "the network is slow, or ranks may lie"),
     Row(
         "signum",
