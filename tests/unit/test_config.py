@@ -20,6 +20,9 @@ from mpimomentum.runtime.config import (
     TrainConfig,
 )
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.finite_sum import samples_per_step
+from mpimomentum.runtime.loop import Stop
+from mpimomentum.runtime.schedule_config import Schedule
 
 
 def test_the_default_run_is_the_main_job():
@@ -119,3 +122,17 @@ def test_toml_of_a_simulation_has_its_clock_and_its_default_length():
     assert table["latency_s"] == 0.5
     assert table["bandwidth_Bps"] == float("inf")
     assert table["epochs"] == 30
+
+
+def test_katyusha_x_draws_a_batch_of_each_rank_and_epochs_count_all_its_gradients():
+    config = TrainConfig(method=Method("katyusha-x", inner_steps=20), task=Task(batch_size=8))
+    algorithm = config.build(4)
+    assert (algorithm.lr, algorithm.inner_steps, algorithm.batch) == (0.3, 20, 32)
+    per_step = samples_per_step(algorithm, 8, 360)
+    assert per_step == 360 + 2 * 20 * 8
+    assert Length(epochs=17).stop(360, per_step).steps == 9  # 17 * 360 / 680
+    schedule = Schedule(lr_schedule="step", milestones="17").build(
+        Stop(steps=9), 4, 8, 360, per_step
+    )
+    assert schedule.milestones == (9,)
+    assert samples_per_step(mm.DPSGD(lr=0.1), 8, 360) == 8
