@@ -17,78 +17,11 @@ The same on MPI ranks: ``mm.run(algorithm, objective, steps=…, worker=mm.init(
 
 import os
 
-from mpimomentum import topology
-from mpimomentum.algorithms import (
-    ADPSGD,
-    D2,
-    DPSGD,
-    SGP,
-    AllReduceSGD,
-    AsyncServer,
-    DecentralizedMomentum,
-    ElasticAveraging,
-    GradientTracking,
-    KatyushaX,
-    LocalMomentum,
-    QuasiGlobalMomentum,
-    Signum,
-    SlowMo,
-)
-from mpimomentum.codecs import mix, sign
-from mpimomentum.runtime.broadcast import broadcast_parameters
-from mpimomentum.runtime.checkpoint import Checkpoints
-from mpimomentum.runtime.export import save_model
-from mpimomentum.runtime.init import init
-from mpimomentum.runtime.objective import (
-    LeastSquares,
-    NonconvexQuadratics,
-    Quadratic,
-    SoftmaxRegression,
-    StreamingPCA,
-    TorchObjective,
-)
-from mpimomentum.runtime.optimizer import DistributedOptimizer
-from mpimomentum.runtime.run import Run, run, simulate
-from mpimomentum.runtime.schedule import LRSchedule
-from mpimomentum.runtime.shard import shard
-from mpimomentum.simulator import Clock
+import lazy_loader
 
-__all__ = [
-    "ADPSGD",
-    "D2",
-    "DPSGD",
-    "SGP",
-    "AllReduceSGD",
-    "AsyncServer",
-    "Checkpoints",
-    "Clock",
-    "DecentralizedMomentum",
-    "DistributedOptimizer",
-    "ElasticAveraging",
-    "GradientTracking",
-    "KatyushaX",
-    "LRSchedule",
-    "LeastSquares",
-    "LocalMomentum",
-    "NonconvexQuadratics",
-    "Quadratic",
-    "QuasiGlobalMomentum",
-    "Run",
-    "Signum",
-    "SlowMo",
-    "SoftmaxRegression",
-    "StreamingPCA",
-    "TorchObjective",
-    "broadcast_parameters",
-    "init",
-    "mix",
-    "run",
-    "save_model",
-    "shard",
-    "sign",
-    "simulate",
-    "topology",
-]
+# What there is stands in __init__.pyi, each name imported when it is first asked for: torch alone
+# takes seconds, and the command line must be able to catch signals before that.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 # Vectors of tens of megabytes come and go every step; in pages of 4 KB each one costs thousands of
 # page faults. torch reads this before its first large allocation; a value set by the user stays.

@@ -1,6 +1,18 @@
-"""``python -m mpimomentum``."""
+"""The program ``mpimomentum``, and ``python -m mpimomentum``."""
 
-from mpimomentum.cli import main
+import sys
+
+from mpimomentum.runtime import stop_signal
+
+
+def main() -> None:
+    """Catch the signals that ask a training run to stop, then run the command line."""
+    if sys.argv[1:2] == ["train"]:
+        stop_signal.catch()
+    from mpimomentum import cli  # takes seconds, in which a signal would end the process
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

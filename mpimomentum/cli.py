@@ -19,9 +19,10 @@ from mpimomentum.runtime.divergence import check_end
 from mpimomentum.runtime.doctor.diagnosis import Examination
 from mpimomentum.runtime.doctor.place import PARAMETERS, Place
 from mpimomentum.runtime.doctor.table import printer
-from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.errors import BadInput, RunFailed, Stopped
 from mpimomentum.runtime.refusal import (
     FAILED,
+    STOPPED,
     failure,
     in_words,
     launched_rank,
@@ -56,7 +57,8 @@ Every flag is also a key of the optional TOML file (`lr = 0.1`) and a variable
 (`MPIMOMENTUM_LR=0.1`); flag > variable > file. A run's own config.toml repeats it:
 `mpirun -n 4 mpimomentum train runs/NAME/config.toml`.
 
-Exit codes: 0 done; 1 the run failed, or a bug; 2 bad input, nothing was begun.
+Exit codes: 0 done; 1 the run failed, or a bug; 2 bad input, nothing was begun; 85 stopped on
+request (SIGTERM or SIGUSR1), a checkpoint is written: start it again with `--resume auto`.
 """
 
 _TRAIN, _SIMULATE = TrainConfig(), SimulateConfig()
@@ -97,6 +99,11 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
         result = trainer.train(config, worker)
     except BadInput as error:
         refuse_together(worker, error)
+    except Stopped as request:
+        if worker.rank == 0:
+            say(request)
+        worker.close()
+        raise SystemExit(STOPPED) from None
     except (RunFailed, OSError) as error:  # of this rank: others may wait for it
         say(failure(error))
         worker.abort()

@@ -9,6 +9,7 @@ between two steps; nobody waits until somebody has asked.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,17 +25,19 @@ from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.state import restore, snapshot
+from mpimomentum.runtime.stop_vote import StopVote
 from mpimomentum.worker import Algorithm
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
     from mpimomentum.transport.request_word import RequestWord
 
-CHECKPOINT = 1
-"""The bit of the request word that asks for a checkpoint; the others are free."""
+CHECKPOINT, STOP = 1, 2
+"""The bits of the request word that ask for a checkpoint, and for one that is the last."""
 
 _DONE = "done "  # what a rank's answer begins with
 _ANSWER_BYTES = 2048
+_REASON_BYTES = 64
 
 
 class Part(Protocol):
@@ -66,9 +69,15 @@ class Checkpoints:
         Name -> text or number: what else the runs must have in common (model, data, …).
     parts : mapping, optional
         Name -> :class:`Part`.
+    stop : callable, optional
+        Returns why the run is to stop, or nothing; asked on every rank after every step. As soon as
+        one has a reason all ranks stop, after a checkpoint, at the same step if they wait for each
+        other.
 
     Attributes
     ----------
+    stopped : str
+        Why the run was stopped, and on which rank; nothing if it went to its end.
     last : Path or None
         The newest checkpoint that this run wrote or went on from.
     found : Manifest or None
@@ -88,6 +97,7 @@ class Checkpoints:
         resume: str | Path = "never",
         about: Mapping[str, Any] | Identity | None = None,
         parts: Mapping[str, Part] | None = None,
+        stop: Callable[[], str] | None = None,
     ) -> None:
         for name, value in (("every", every), ("keep", keep)):
             if value is not None and value < 1:
@@ -96,6 +106,9 @@ class Checkpoints:
         self.last: Path | None = None
         self.found: Manifest | None = None
         self.parts = dict(parts or {})
+        self.stopped = ""
+        self._stop = stop
+        self._vote = StopVote()
         self._every, self._keep, self._resume = every, keep, resume
         self._about = about if isinstance(about, Identity) else Identity(dict(about or {}), {})
         self._identity: dict[str, Any] = {}
@@ -103,8 +116,9 @@ class Checkpoints:
         self._opened = False
         self._workers = 1
         self._synchronous = True
+        self._stopping = False
         self._word: RequestWord | None = None
-        self._next = 0
+        self._next: float = math.inf
         self._steps: list[int] = []  # of all ranks at the last checkpoint
 
     # -- before a run ------------------------------------------------------------------------------
@@ -148,20 +162,21 @@ class Checkpoints:
             await w.compute(lambda: self._load_program(w, tree), "going on from a checkpoint")
         if self._every is not None:
             await snapshot(state)  # refuses now what could not be saved later
-            if not synchronous:
-                self._word = w.request_word()
+        if not synchronous and (self._every is not None or self._stop is not None):
+            self._word = w.request_word()
         self._plan(w.step)
 
-    def due(self, w: MPIWorker) -> bool:
+    async def due(self, w: MPIWorker) -> bool:
         """Whether this rank is to come to a checkpoint; after every step. Asks the others."""
-        if self._every is None:
-            return False
-        mine = w.step >= self._next
-        if self._word is None:
-            return mine
-        if mine:
-            self._word.ask(CHECKPOINT)
-        return self._word.asked() != 0
+        mine = self._every is not None and w.step >= self._next
+        stop = bool(self._reason())
+        if self._word is not None:
+            if mine or stop:
+                self._word.ask(CHECKPOINT * mine | STOP * stop)
+            return self._word.asked() != 0
+        if self._stop is not None and await self._vote.passed(w, stop):
+            self._stopping = True
+        return mine or self._stopping
 
     async def pause(self, w: MPIWorker, state: Any) -> bool:
         """Save the run if it has moved; when all ranks are here and nothing is in flight.
@@ -169,30 +184,42 @@ class Checkpoints:
         Returns
         -------
         bool
-            Whether a rank had asked to come here; if none had, all have come to their end.
+            Whether the run goes on: a rank had asked to come here, and none to stop. If none had
+            asked, all have come to their end.
 
         Raises
         ------
         RunFailed
             On all ranks, if one cannot write. The checkpoints before stay as they are.
         """
-        if self._every is None:
+        if self._every is None and self._stop is None:
             return False
+        await self._vote.settle()  # of synchronous ranks, which are all at the same step
         if self._word is None:
-            asked = int(w.step >= self._next)
+            asked = CHECKPOINT * (w.step >= self._next) | STOP * self._stopping
         else:
             asked = self._word.asked()
             self._word.clear()  # nobody asks before all ranks have come to the next line
-        rows = await w.allgather(torch.tensor([w.step, asked]))
+        mine = torch.zeros((w.size, 2), dtype=torch.int64)
+        mine[w.rank] = torch.tensor([w.step, asked])
+        rows = (await w.vote(mine.view(-1))).view(w.size, 2)
         steps = rows[:, 0].tolist()
-        if steps != self._steps:
+        stopping = bool((rows[:, 1] & STOP).any())
+        if steps != self._steps and (stopping or self._every is not None):
             await self._save(w, state, steps)
+        if stopping:
+            said = enumerate(await exchanged(w, self._reason(), _REASON_BYTES))
+            self.stopped = next(f"{why} came to rank {rank}" for rank, why in said if why)
         self._plan(w.step)
-        return bool(rows[:, 1].any())
+        return bool(rows[:, 1].any()) and not stopping
+
+    def _reason(self) -> str:
+        return self._stop() if self._stop is not None else ""
 
     def _plan(self, step: int) -> None:
-        every = self._every or 1
-        self._next = step + every - (step % every if self._synchronous else 0)
+        if self._every is not None:
+            phase = step % self._every if self._synchronous else 0
+            self._next = step + self._every - phase
 
     async def _save(self, w: MPIWorker, state: Any, steps: list[int]) -> None:
         previous = -1 if self.last is None else files.number_of(self.last)

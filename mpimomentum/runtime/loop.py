@@ -51,7 +51,7 @@ class Pauses(Protocol):
     async def begin(self, w: Any, state: Any, workers: int, synchronous: bool) -> None:
         """Go on from an earlier part of the run, if there is one; before the first step."""
 
-    def due(self, w: Any) -> bool:
+    async def due(self, w: Any) -> bool:
         """Whether this rank is to pause between two steps."""
 
     async def pause(self, w: Any, state: Any) -> bool:
@@ -156,7 +156,7 @@ async def train(
                     await algorithm.step(w, state)
                     w.step += 1
                     observe(w, state)
-                    paused = pauses is not None and pauses.due(w)
+                    paused = pauses is not None and await pauses.due(w)
             w.stepping(paused)
             # a pause and the end alike, so that ranks that have finished come to every pause
             await w.quiesce()

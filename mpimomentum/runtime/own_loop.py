@@ -278,7 +278,7 @@ class _Begin(Pauses):
         elif w.step:  # published: the same run goes on
             w.elapsed_s = w.now_s()
 
-    def due(self, w: Any) -> bool:
+    async def due(self, w: Any) -> bool:
         """Never: the user's program decides."""
         return False
 

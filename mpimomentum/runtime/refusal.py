@@ -1,6 +1,7 @@
 """How a command ends that cannot do what was asked: one message, on one rank's behalf.
 
-Exit codes: 2 for bad input, found before any rank works; 1 for a run that failed.
+Exit codes: 2 for bad input, found before any rank works; 1 for a run that failed; 85 for one that
+was asked to stop and has saved itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mpimomentum.runtime.variables import Runtime
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
 
-FAILED, BAD_INPUT = 1, 2  # exit codes
+FAILED, BAD_INPUT, STOPPED = 1, 2, 85  # exit codes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # Launchers' names for the rank of a process and for their number, known before MPI is started.

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpimomentum.base_worker import torch_seed
-from mpimomentum.runtime import records, telemetry
+from mpimomentum.runtime import records, stop_signal, telemetry
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
-from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.errors import BadInput, Stopped
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.loop import roles
@@ -55,6 +55,8 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     ------
     BadInput
         On all ranks, before any has begun to work, if one of them cannot do what is asked.
+    Stopped
+        On all ranks, if one was asked to stop; a checkpoint is written.
     """
     same(worker, versions() | config.identity())
     config = config.resolved()
@@ -102,6 +104,11 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             schedule=job.schedule,
             take_record=stream.put,
             checkpoints=checkpoints,
+        )
+    if checkpoints.stopped:
+        raise Stopped(
+            f"stopped: {checkpoints.stopped}. The run is saved in {checkpoints.last} and goes on "
+            f"when it is started again with --out {path} --resume auto"
         )
     on_disk = [json.loads(t) for t in told(worker, f"[{stream.file.nbytes}, {stream.file.count}]")]
     if worker.rank != 0:
@@ -208,6 +215,7 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
         saving.keep,
         saving.resume,
         about=config.pinned() | Identity({"train_samples": len(job.dataset.train_y)}, {}),
+        stop=stop_signal.received,
     )
     checkpoints.open(worker, algorithm, job.dim, job.stop)
     agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)

@@ -158,6 +158,10 @@ class MPIWorker(Session, BaseWorker):
         """Sum over all ranks."""
         return self._engine.keep(self.collectives.allreduce(v))
 
+    def vote(self, v: Vector) -> Handle[Vector]:
+        """Sum over all ranks what is no part of the run, and not counted in its traffic."""
+        return self._engine.keep(self.collectives.allreduce(v, counted=False))
+
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather from all ranks."""
         return self._engine.keep(self.collectives.allgather(v))

@@ -231,8 +231,8 @@ def test_whoever_asks_all_come_at_their_next_step_boundary(
     asked = out / "asked"
 
     class Asking(mm.Checkpoints):
-        def due(self, w: Any) -> bool:
-            due = super().due(w)
+        async def due(self, w: Any) -> bool:
+            due = await super().due(w)
             if due:
                 asked.touch()
             return due

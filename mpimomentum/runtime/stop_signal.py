@@ -1,0 +1,30 @@
+"""A request from outside that the run save itself and stop: SIGTERM or SIGUSR1.
+
+Slurm sends SIGTERM to what it preempts or what has run out of time, and any signal asked for by
+``--signal`` some time before. This module imports nothing that takes long: signals are caught from
+the first moment on, and kept in mind until there is something to save.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_received: list[str] = []  # names, in order of arrival
+
+
+def catch() -> None:
+    """From now on keep in mind that a signal has come, in place of dying of it."""
+    for number in SIGNALS:
+        signal.signal(number, _keep)
+
+
+def received() -> str:
+    """Return the name of the first signal that has come, or nothing."""
+    return _received[0] if _received else ""
+
+
+def _keep(number: int, frame: FrameType | None) -> None:
+    _received.append(signal.Signals(number).name)
