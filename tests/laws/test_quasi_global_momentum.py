@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import mpimomentum as mm
+from mpimomentum.algorithms.momentum_step import direction
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 OPTIONS = pytest.mark.parametrize("nesterov", [False, True], ids=["I", "II"])
@@ -118,6 +119,14 @@ def test_a_step_of_size_0_mixes_and_leaves_no_nan(mu):
     ]
     assert floor(runs[0].x) > 1e-4
     np.testing.assert_allclose(runs[1].x, np.tile(runs[0].mean, (4, 1)), **EXACT)
+
+
+def test_a_direction_is_0_where_the_step_size_is():
+    before, after = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 2.0])
+    got = direction(before, after, torch.tensor([0.5, 0.0]))
+    assert got.tolist() == [4.0, 0.0]
+    assert direction(before, after, torch.tensor(0.5)).tolist() == [4.0, 2.0]
+    assert direction(before, after, 0.0).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.mpi
