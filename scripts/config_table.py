@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.fields import Field, fields_of
@@ -60,6 +60,8 @@ def _title(config: type[Any], name: str) -> str:
 
 
 def _type(hint: Any) -> str:
+    if get_origin(hint) is Union:
+        return ", ".join(map(_type, get_args(hint)))
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     return TYPES[hint]

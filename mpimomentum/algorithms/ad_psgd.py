@@ -6,15 +6,13 @@ Each worker, with no barrier::
     meanwhile average with one random neighbour j:  x_i, x_j <- (x_i + x_j)/2
     m_i <- mu m_i + G_i(x_hat);  x_i <- x_i - lr m_i        (on the possibly changed x_i)
 
-The average is the paper's (``paired``) or never waits (``lockfree``), see
-:mod:`mpimomentum.algorithms.pair_exchange`. The staleness tau of an update is the paper's: updates
-made by *all* workers between the read of x_hat and its use; n - 1 in the mean while all n work.
+The average is the paper's (``paired``) or never waits (``lockfree``), see ``pair_exchange.py``. The
+staleness tau is the paper's: updates made by *all* workers between the read of x_hat and its use;
+n - 1 in the mean while all n work. ``mu="auto"`` goes by it, see ``auto_momentum.py``.
 
-Deviation: the paper has no momentum (mu = 0) and begins an average at every step; with
-``local_steps`` = I a worker begins one during the gradient of every I-th of its steps, the k-th on
-the graph of step k, and answers at any time. ``reweight`` (ours) scales G_i by 1/(n p_i), p_i the
-worker's share of all updates so far: without it fast workers' data count more. A worker s times
-slower than the mean takes steps s times as long: s lr must be small enough.
+Deviation: the paper has no momentum (mu = 0) and begins an average at every step, not every
+``local_steps``-th, the k-th on the graph of step k. ``reweight`` (ours) scales G_i by 1/(n p_i),
+p_i its share of all updates: else fast data count more. With a worker s times slower, mind s lr.
 
 References
 ----------
@@ -27,8 +25,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative, one_of
-from mpimomentum.algorithms.pair_exchange import State, answer, ask, average_with_someone, start
+from mpimomentum.algorithms import auto_momentum, secant
+from mpimomentum.algorithms.checks import at_least_one, not_negative, one_of
+from mpimomentum.algorithms.pair_exchange import State, answer, average, start
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Requires, Vector, Worker
 
@@ -41,27 +40,33 @@ class ADPSGD:
     ----------
     lr : float
         Step size (the paper's γ).
-    mu : float
+    mu : float or "auto"
         Local heavy-ball momentum in [0, 1).
     variant : {"lockfree", "paired"}
     reweight : bool
         Undo the bias towards fast workers' data.
     local_steps : int
-        Steps from one average that this worker begins to the next.
+        Steps from one average begun here to the next.
+    mu_max : float
+        Most that "auto" chooses.
+    auto_lr : bool
+        With "auto": shorten the step where even without momentum it would not be stable.
     """
 
     lr: float
-    mu: float = 0.0
+    mu: auto_momentum.Mu = 0.0
     variant: Literal["lockfree", "paired"] = "lockfree"
     reweight: bool = False
     local_steps: int = 1
+    mu_max: float = auto_momentum.MU_MAX
+    auto_lr: bool = False
 
     name: ClassVar[str] = "ad-psgd"
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         not_negative("lr", self.lr)
-        momentum("mu", self.mu)
+        auto_momentum.check(self)
         one_of("variant", self.variant, ("lockfree", "paired"))
         at_least_one("local_steps", self.local_steps)
 
@@ -72,7 +77,7 @@ class ADPSGD:
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0 without momentum."""
-        return start(w, x0)
+        return start(w, x0, auto=self.mu == "auto")
 
     async def step(self, w: Worker, s: State) -> None:
         """Gossip while the gradient at the old model is computed, then apply it to the new one."""
@@ -80,16 +85,14 @@ class ADPSGD:
         s.x.read(out=s.x_hat)
         mixes = s.mixes
         gradient = w.gradient(s.x_hat, w.sample())
-        peer = -1
-        if (w.step + 1) % self.local_steps == 0:
-            gossip = average_with_someone if self.variant == "lockfree" else ask
-            peer = await gossip(w, s, w.step // self.local_steps)
+        peer = await average(self, w, s)
         g = await gradient
         ticket = await s.updates.fetch_add(1)
         lr = w.lr * ((ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1)  # 1/(n p_i)
+        lr, mu, why = secant.local(self, w, s, g, lr, ticket - began)
         for x, now in s.x.writing():
-            mix.heavy_ball(x, s.m[now], g[now], mix.part(lr, now), self.mu)
-        w.record(tau=ticket - began, mixes=s.mixes - mixes, peer=peer)
+            mix.heavy_ball(x, s.m[now], g[now], mix.part(lr, now), mu)
+        w.record(tau=ticket - began, mixes=s.mixes - mixes, peer=peer, **why)
 
     async def serve(self, w: Worker, s: State) -> None:
         """Answer active workers (paired)."""

@@ -6,11 +6,9 @@ push was applied. The server applies gradients in order of arrival::
     x_{k+1} = x_k - lr G(x_{k - tau_k}) + mu (x_k - x_{k-1}),    x_{-1} = x_0
 
 Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updates between the model
-that a worker was given and the application of its push; its mean is n - 1 with n workers at any
-speeds. mu = 0 is A-PSGD. With k servers each serves a shard of x, whose tau is its own.
-
-``parameter_server.py`` is what the ranks do, ``staleness_weights.py`` how gradients lose weight,
-``quorum.py`` how several are one update, and ``momentum_sums.py`` the same without a server.
+that a worker was given and the application of its push: n - 1 in the mean. mu = 0 is A-PSGD. With k
+servers each serves a shard of x, whose tau is its own. ``parameter_server.py`` says what the ranks
+do, ``momentum_sums.py`` how it goes without a server, ``auto_momentum.py`` what mu="auto" is.
 
 References
 ----------
@@ -23,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mpimomentum.algorithms import momentum_sums, parameter_server, server_ranks, staleness_weights
+from mpimomentum.algorithms import auto_momentum, momentum_sums, parameter_server, server_ranks
 from mpimomentum.algorithms.staleness_weights import Weighting
 from mpimomentum.worker import Requires, Vector, Worker
 
@@ -36,7 +34,7 @@ class AsyncServer:
     ----------
     lr : float
         Step size η.
-    mu : float
+    mu : float or "auto"
         Server momentum μ in [0, 1).
     servers : int
         Ranks 0 … servers−1 serve an equal shard each.
@@ -52,10 +50,14 @@ class AsyncServer:
         Workers whose mean gradient is one update.
     mode : {"server", "sums"}
         Whether ranks serve, or all add to sums that make the same recursion of tickets.
+    mu_max : float
+        Most that "auto" chooses.
+    auto_lr : bool
+        With "auto": shorten the step where even without momentum it would not be stable.
     """
 
     lr: float
-    mu: float = 0.0
+    mu: auto_momentum.Mu = 0.0
     servers: int = 1
     dedicated: bool = False
     weighting: Weighting = "none"
@@ -63,6 +65,8 @@ class AsyncServer:
     weight_momentum: bool = False
     quorum: int = 1
     mode: Literal["server", "sums"] = "server"
+    mu_max: float = auto_momentum.MU_MAX
+    auto_lr: bool = False
 
     name: ClassVar[str] = "async-server"
     synchronous: ClassVar[bool] = False
@@ -70,7 +74,6 @@ class AsyncServer:
 
     def __post_init__(self) -> None:
         server_ranks.check(self)
-        staleness_weights.check(self.weighting, self.decay, self.weight_momentum)
 
     def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (workers, servers)."""

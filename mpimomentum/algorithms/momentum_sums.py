@@ -38,8 +38,13 @@ class State:
 
 def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
     """Share out A = x0, B = 0 and no tickets."""
-    sums = w.sums("sums", x0, 1 + Epochs.of(a.mu, w.size).slots)
+    sums = w.sums("sums", x0, 1 + _epochs(a, w).slots)
     return State(x0.clone(), 0, w.counter("tickets"), sums, w.counter("cleared"))
+
+
+def _epochs(a: AsyncServer, w: Worker) -> Epochs:
+    assert a.mu != "auto"  # refused
+    return Epochs.of(a.mu, w.size)
 
 
 async def step(a: AsyncServer, w: Worker, s: State) -> None:
@@ -48,7 +53,7 @@ async def step(a: AsyncServer, w: Worker, s: State) -> None:
     update = w.lr * g  # here, not when it is read: lr may change
     ticket = await s.tickets.fetch_add()
     w.record(tau=ticket - s.version, ticket=ticket)
-    await _add(Epochs.of(a.mu, w.size), s, ticket, update)
+    await _add(_epochs(a, w), s, ticket, update)
     await finish(a, w, s)
 
 
@@ -77,7 +82,7 @@ async def _add(epochs: Epochs, s: State, ticket: int, update: Vector) -> None:
 
 async def finish(a: AsyncServer, w: Worker, s: State) -> None:
     """Read the model."""
-    epochs = Epochs.of(a.mu, w.size)
+    epochs = _epochs(a, w)
     tickets = await s.tickets.fetch_add(0)
     while True:
         live = list(epochs.live(tickets))

@@ -8,10 +8,15 @@ workers begin exchanges, *passive* ones only answer, so that no wait-cycle can f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from mpimomentum.algorithms.secant import Secant
 from mpimomentum.worker import Counter, Mailbox, Vector, Window, Worker
+
+if TYPE_CHECKING:
+    from mpimomentum.algorithms.ad_psgd import ADPSGD
 
 
 @dataclass
@@ -24,6 +29,7 @@ class State:
     updates: Counter  # gradient updates of all workers
     requests: Mailbox  # models from active workers (paired)
     replies: Mailbox  # means from passive workers (paired)
+    secant: Secant | None  # with mu="auto"
     exchanges: int = 0  # averages so far (paired; a window counts its own)
 
     @property
@@ -32,7 +38,7 @@ class State:
         return self.x.mixes + self.exchanges
 
 
-def start(w: Worker, x0: Vector) -> State:
+def start(w: Worker, x0: Vector, auto: bool) -> State:
     """Make the windows, mailboxes and counters. Collective."""
     return State(
         x=w.window("x", x0),
@@ -41,6 +47,7 @@ def start(w: Worker, x0: Vector) -> State:
         updates=w.counter("updates"),
         requests=w.mailbox("requests"),
         replies=w.mailbox("replies"),
+        secant=Secant.start(x0) if auto else None,
     )
 
 
@@ -48,6 +55,14 @@ def neighbors(w: Worker, t: int) -> list[int]:
     """Return the ranks joined to this one by the graph of step `t`, ascending."""
     edges = w.mixing(t)
     return sorted((edges.in_weights.keys() | edges.out_weights.keys()) - {w.rank})
+
+
+async def average(a: ADPSGD, w: Worker, s: State) -> int:
+    """Average with a neighbour if that is due at this step; -1 if not, or nobody was free."""
+    k, left = divmod(w.step + 1, a.local_steps)
+    if left:
+        return -1
+    return await (average_with_someone if a.variant == "lockfree" else ask)(w, s, k - 1)
 
 
 async def average_with_someone(w: Worker, s: State, t: int) -> int:

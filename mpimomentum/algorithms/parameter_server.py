@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpimomentum.algorithms import staleness_weights
+from mpimomentum.algorithms import auto_momentum, staleness_weights
+from mpimomentum.algorithms.auto_momentum import Edge
 from mpimomentum.algorithms.quorum import Waiting
+from mpimomentum.algorithms.secant import Secant
 from mpimomentum.algorithms.server_ranks import shard_of
 from mpimomentum.codecs import mix
 from mpimomentum.worker import Mailbox, Vector, Window, Worker
@@ -34,7 +36,9 @@ class State:
     shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
     v: Vector  # like shard: x_k - x_{k-1}
     waiting: Waiting | None  # gradients there whose update is not made yet; None without a quorum
-    updates: Mailbox  # worker -> server: lr times a gradient, with the version it was taken at
+    secant: Secant | None  # on a worker that measures curvature (mu="auto")
+    edge: Edge | None  # on a server that chooses mu by it
+    updates: Mailbox  # worker -> server: lr G, its version; and with mu="auto" the secant's numbers
     answers: Mailbox  # server -> worker: the shard after the push, with its version
 
 
@@ -47,6 +51,8 @@ def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
         shard=w.window("shard", own),
         v=torch.zeros_like(own),
         waiting=Waiting.none(a.quorum, own) if a.quorum > 1 else None,
+        secant=Secant.start(x0) if a.mu == "auto" else None,
+        edge=Edge() if a.mu == "auto" else None,
         updates=w.mailbox("updates"),
         answers=w.mailbox("answers"),
     )
@@ -55,11 +61,18 @@ def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
 async def step(a: AsyncServer, w: Worker, s: State) -> None:
     """Compute, push to every server, take over what they answer."""
     g = await w.gradient(s.x, w.sample())
-    update = w.lr * g  # here, not at the server: lr may be a schedule's, or one per coordinate
+    scale, *measured = s.secant.measure(s.x, g, w.lr, a.auto_lr) if s.secant else (1.0,)
+    update = scale * w.lr * g  # not at the server: lr may be a schedule's, or one per coordinate
+    taken = s.versions[0]
     for j, version in enumerate(s.versions):
-        await s.updates.send(j, update[shard_of(j, a.servers, len(g))], version)
+        part = update[shard_of(j, a.servers, len(g))]
+        if measured:
+            part = torch.cat((part, part.new_tensor(measured)))
+        await s.updates.send(j, part, version)
     for _ in range(a.servers):
         j, s.versions[j], s.x[shard_of(j, a.servers, len(s.x))] = await s.answers.recv()
+    if s.secant is not None:
+        s.secant.moved(s.x, update, tau=s.versions[0] - 1 - taken)
 
 
 async def serve(a: AsyncServer, w: Worker, s: State) -> None:
@@ -68,16 +81,16 @@ async def serve(a: AsyncServer, w: Worker, s: State) -> None:
         source, version, update = await s.updates.recv()
         ahead = s.waiting.ahead(source) if s.waiting is not None else 0
         tau = s.shard.version + ahead - version
-        w.record(tau=tau, source=source)
+        mu, why = auto_momentum.served(a, s.edge, tau, update)
+        w.record(tau=tau, source=source, **why)
         weight = staleness_weights.weight(a.weighting, a.decay, tau)
         if weight != 1 and not a.weight_momentum:
             update *= weight
         due = s.waiting.put(source, update, weight) if s.waiting is not None else (update, weight)
         if due is not None:
             update, weight = due
-            mu = a.mu * weight if a.weight_momentum else a.mu
             for x, now in s.shard.writing():
-                mix.server_step(x, s.v[now], update[now], mu)
+                mix.server_step(x, s.v[now], update[now], mu * weight if a.weight_momentum else mu)
         await s.answers.send(source, s.shard.read(), s.shard.version)
 
 

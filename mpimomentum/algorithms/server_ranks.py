@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative, one_of
+from mpimomentum.algorithms import auto_momentum, staleness_weights
+from mpimomentum.algorithms.checks import at_least_one, not_negative, one_of
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.async_server import AsyncServer
@@ -15,19 +16,36 @@ _LARGEST_MU = 0.999
 def check(a: AsyncServer) -> None:
     """Refuse what cannot be done on any number of ranks."""
     not_negative("lr", a.lr)
-    momentum("mu", a.mu)
     one_of("mode", a.mode, ("server", "sums"))
+    auto_momentum.check(a)
+    staleness_weights.check(a.weighting, a.decay, a.weight_momentum)
     if a.servers < 1:
         raise ValueError(f"servers={a.servers}: at least one rank must serve")
     at_least_one("quorum", a.quorum)
+    if a.mu == "auto":
+        _check_auto(a)
+    elif a.mode == "sums":
+        _check_sums(a, a.mu)
+
+
+def _check_auto(a: AsyncServer) -> None:
     if a.mode == "sums":
-        _check_sums(a)
-
-
-def _check_sums(a: AsyncServer) -> None:
-    if a.mu >= _LARGEST_MU:
         raise ValueError(
-            f"mu={a.mu}: with mode='sums' it must be below {_LARGEST_MU}, since rounding errors "
+            "mode='sums': mu='auto' changes from update to update, which sums cannot undo; give mu "
+            "a number, or use mode='server'"
+        )
+    for name, default in {"weighting": "none", "quorum": 1}.items():
+        if getattr(a, name) != default:
+            raise ValueError(
+                f"{name}={getattr(a, name)!r}: mu='auto' is another answer to the same staleness; "
+                f"leave {name} out, or give mu a number"
+            )
+
+
+def _check_sums(a: AsyncServer, mu: float) -> None:
+    if mu >= _LARGEST_MU:
+        raise ValueError(
+            f"mu={mu}: with mode='sums' it must be below {_LARGEST_MU}, since rounding errors "
             "grow with 1/(1 - mu); take a smaller one, or mode='server'"
         )
     meant_for_servers = {"servers": 1, "dedicated": False, "weighting": "none", "quorum": 1}

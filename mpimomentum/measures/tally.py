@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpimomentum.measures.histogram import Histogram
+from mpimomentum.measures.spread import Spread
 
 NOBODY = -1
 """The peer of an update that came with no exchange."""
@@ -39,14 +40,17 @@ class Tally:
         ``tau`` of every record that has one, in updates.
     peers : dict of int to WithPeer
         By the ``peer`` or ``source`` of a record; -1: with nobody.
+    momentum : Spread
+        ``mu`` of every record that has one: where it is chosen while training.
     """
 
-    __slots__ = ("peers", "records", "staleness")
+    __slots__ = ("momentum", "peers", "records", "staleness")
 
     def __init__(self) -> None:
         self.records = 0
         self.staleness = Histogram()
         self.peers: dict[int, WithPeer] = {}
+        self.momentum = Spread()
 
     def count(self, row: Mapping[str, float]) -> None:
         """Count one record."""
@@ -54,6 +58,8 @@ class Tally:
         tau = row.get("tau")
         if tau is not None:
             self.staleness.add(tau)
+        if "mu" in row:
+            self.momentum.add(row["mu"])
         peer = row.get("peer", row.get("source"))
         if peer is not None:
             rank = int(peer)
@@ -83,6 +89,7 @@ class Tally:
                 str(rank): {"exchanges": p.exchanges, "staleness": p.staleness.state_dict()}
                 for rank, p in self.peers.items()
             },
+            "momentum": asdict(self.momentum),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -93,3 +100,4 @@ class Tally:
             int(rank): WithPeer(p["exchanges"], Histogram.from_state_dict(p["staleness"]))
             for rank, p in state["peers"].items()
         }
+        self.momentum = Spread(**state.get("momentum", {}))  # none in older checkpoints

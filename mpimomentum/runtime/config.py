@@ -76,8 +76,9 @@ class Method:
     lr : float, optional
         Step size; 0.05 unless given, 0.001 for signum without error_feedback, 0.3 for
         katyusha-x.
-    mu : float, optional
-        Heavy-ball momentum; 0.9 unless given, for the algorithms that have it.
+    mu : float or "auto", optional
+        Heavy-ball momentum; 0.9 unless given, for the algorithms that have it. auto, for
+        async-server and ad-psgd: by the measured staleness and stiffness.
     local_steps : int, optional
         Steps from one average to the next: local-momentum, slowmo, elastic-averaging, 8 unless
         given; ad-psgd, 1.
@@ -88,7 +89,7 @@ class Method:
 
     algorithm: str = "ad-psgd"
     lr: float | None = None
-    mu: float | None = None
+    mu: float | Literal["auto"] | None = None
     local_steps: int | None = None
     inner_steps: int | None = None
 

@@ -68,6 +68,8 @@ def fields_of(config: type[Any]) -> dict[str, Field]:
 
 def fits(hint: Any, value: Any) -> bool:
     """Whether a value of a TOML file is of the type; a whole number is a number as well."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(fits(part, value) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint) and not isinstance(value, bool)
     if get_origin(hint) in (tuple, list):
@@ -83,6 +85,8 @@ def fits(hint: Any, value: Any) -> bool:
 
 def reads(hint: Any, text: str) -> bool:
     """Whether the text of a flag or a variable can be read as the type."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(reads(part, text) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return text in get_args(hint)
     if hint is bool:
@@ -97,6 +101,8 @@ def reads(hint: Any, text: str) -> bool:
 
 def expected(hint: Any, value: object = None) -> str:
     """Return in words what a type asks for, with the nearest choice to `value`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return ", or ".join(expected(part) for part in get_args(hint))
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
         return f"{suggestion(str(value), choices)}choose one of {', '.join(choices)}"
@@ -124,7 +130,7 @@ def _bare(hint: Any) -> Any:
         return _bare(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
         rest = [part for part in get_args(hint) if part is not types.NoneType]
-        return _bare(rest[0]) if len(rest) == 1 else hint
+        return _bare(rest[0]) if len(rest) == 1 else Union[tuple(map(_bare, rest))]  # noqa: UP007  # a tuple
     return hint
 
 

@@ -41,6 +41,10 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
         "virtual time": _number(summary.get("virtual_s"), ".2f") + " s",
         "wall time": _number(summary["wall_s"], ".2f") + " s",
     }
+    if summary["momentum"]:
+        rows["momentum"] = "mean {mean:.2f}  min {min:.2f}  max {max:.2f}".format(
+            **summary["momentum"]
+        )
     if not virtual:
         del rows["virtual time"]
     title = (

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mpimomentum.measures import Histogram, Seconds
+from mpimomentum.measures import Histogram, Seconds, Spread
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.run import Run
 
@@ -147,6 +147,7 @@ def summary(
             "bytes_ratio": run.bytes_sent / allreduce_bytes if allreduce_bytes else None,
             "busy_rate": run.busy_rate,
             "time_split_s": time_split(run.time_split),
+            "momentum": Spread.merged(t.momentum for t in run.tallies),
             "staleness": Histogram.merged(t.staleness for t in run.tallies).summary(),
             "peers": [t.summary() for t in run.tallies],
         }

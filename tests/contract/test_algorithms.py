@@ -25,12 +25,15 @@ TABLE = {
     "ad-psgd lockfree": mm.ADPSGD(lr=0.05, mu=0.5),
     "ad-psgd reweighted": mm.ADPSGD(lr=0.05, reweight=True),
     "ad-psgd local steps": mm.ADPSGD(lr=0.05, mu=0.5, local_steps=3),
+    "ad-psgd auto": mm.ADPSGD(lr=0.05, mu="auto", mu_max=0.5),
     "ad-psgd paired": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired"),
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
     "async-server weighted": mm.AsyncServer(lr=0.05, mu=0.5, weighting="inverse"),
     "async-server decayed momentum": mm.AsyncServer(
         lr=0.02, mu=0.5, weighting="exponential", decay=0.2, weight_momentum=True
     ),
+    "async-server auto": mm.AsyncServer(lr=0.02, mu="auto", mu_max=0.6),
+    "async-server auto 2 shards": mm.AsyncServer(lr=0.2, mu="auto", auto_lr=True, servers=2),
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
     "async-server quorum": mm.AsyncServer(lr=0.05, mu=0.5, quorum=3),
@@ -59,7 +62,12 @@ TABLE = {
     "ef-signsgd": mm.Signum(lr=0.05, beta=0.0, error_feedback=True),
     "ef-signum by layer": mm.Signum(lr=0.05, beta=0.5, error_feedback=True, scale="layer"),
 }
-NEEDS_TWO = {"async-server 2 shards", "async-server dedicated", "async-server quorum"}
+NEEDS_TWO = {
+    "async-server 2 shards",
+    "async-server auto 2 shards",
+    "async-server dedicated",
+    "async-server quorum",
+}
 DIM = 6
 B = torch.linspace(-1, 1, DIM, dtype=torch.float64)
 
@@ -207,6 +215,8 @@ def heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
     objective = alike(0, 1)
     x, m = objective.initial(), torch.zeros(DIM, dtype=torch.float64)
     mu = getattr(algorithm, "mu", 0.0)
+    if mu == "auto":  # without staleness
+        mu = algorithm.mu_max
     for _ in range(steps):
         g = objective.full_gradient(x)
         m = mu * m + g
@@ -398,6 +408,15 @@ def test_synchronous_algorithms_resume_bit_identically(algorithm: Any) -> None:
         (lambda: mm.ADPSGD(lr=float("nan")), "lr=nan"),
         (lambda: mm.ADPSGD(lr=0.1, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.AllReduceSGD(lr=0.1, mu=1.0), r"mu=1.0 must lie in \[0, 1\)"),
+        (lambda: mm.AllReduceSGD(lr=0.1, mu="auto"), "goes by staleness, .* choose async-server"),
+        (lambda: mm.LocalMomentum(0.1, mu="auto", local_steps=2), "goes by staleness"),
+        (lambda: mm.AsyncServer(lr=0.1, mu="Auto"), r"mu='Auto' must lie in \[0, 1\)"),
+        (lambda: mm.AsyncServer(lr=0.1, mu=0.5, mu_max=0.8), "mu_max=0.8: mu=0.5 is fixed"),
+        (lambda: mm.ADPSGD(lr=0.1, auto_lr=True), "auto_lr=True: mu=0.0 is fixed"),
+        (lambda: mm.ADPSGD(lr=0.1, mu="auto", mu_max=1.0), r"mu_max=1.0 must lie in \[0, 1\)"),
+        (lambda: mm.AsyncServer(0.1, "auto", weighting="inverse"), "leave weighting out"),
+        (lambda: mm.AsyncServer(0.1, "auto", quorum=2), "leave quorum out, or give mu a number"),
+        (lambda: mm.AsyncServer(0.1, "auto", mode="sums"), "use mode=.server"),
         (lambda: mm.DPSGD(lr=0.1, variant="act"), "choose one of 'cta', 'atc'"),
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=0), "local_steps=0 must be a whole number"),
         (lambda: mm.LocalMomentum(0.1, 0.9, local_steps=2.5), "local_steps=2.5 must be a whole"),

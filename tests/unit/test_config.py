@@ -92,6 +92,8 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "variant": "lockfree",
         "reweight": True,
         "local_steps": 1,
+        "mu_max": 0.9,
+        "auto_lr": False,
         "lr_schedule": "constant",
         "warmup_epochs": 0.0,
         "lr_decay": 0.1,

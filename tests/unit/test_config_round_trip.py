@@ -8,7 +8,7 @@ import os
 import random
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -44,7 +44,9 @@ TEXTS = {
 NEEDS: dict[str, dict[str, Any]] = {
     "milestones": {"lr_schedule": "step"},
     "scale": {"error_feedback": True},
-    "decay": {"weighting": "exponential"},
+    "decay": {"weighting": "exponential", "mu": 0.5},
+    "mu_max": {"mu": "auto"},
+    "auto_lr": {"mu": "auto"},
     "weight_momentum": {"weighting": "polynomial"},
 }
 """What else must be given with a field, or hardly a draw would be valid."""
@@ -54,6 +56,8 @@ REFUSED = {"train": set[str](), "simulate": {"checkpoint_every", "keep"}}
 
 
 def value(source: random.Random, name: str, hint: Any) -> Any:
+    if get_origin(hint) is Union:
+        return value(source, name, source.choice(get_args(hint)))
     if get_origin(hint) is Literal:
         return source.choice(get_args(hint))
     if get_origin(hint) is tuple:

@@ -40,6 +40,8 @@ ALGORITHMS = [
     mm.ADPSGD(lr=0.05, local_steps=4),
     mm.ADPSGD(lr=0.05, variant="paired"),
     mm.AsyncServer(lr=0.02, mu=0.5),
+    mm.AsyncServer(lr=0.02, mu="auto"),
+    mm.ADPSGD(lr=0.02, mu="auto", auto_lr=True),
     mm.AsyncServer(lr=0.02, servers=2, dedicated=True),
     mm.DecentralizedMomentum(lr=0.05, mu=0.5),
     mm.LocalMomentum(lr=0.05, mu=0.5, local_steps=3),
