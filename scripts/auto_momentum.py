@@ -25,7 +25,7 @@ BATCH = 16
 SEEDS = range(3)
 LR = {"quadratic": 0.05, "digits": 0.05}  # the same for all mu
 EFFECTIVE = {"quadratic": 0.5, "digits": 0.2}  # lr/(1 - mu), the same for all; "auto": at mu_max
-PASSES = {"quadratic": 100, "digits": 6}  # gradients of a fast worker; epochs
+PASSES = {"quadratic": 60, "digits": 4}  # gradients of a fast worker; epochs
 MUS = {"0": 0.0, ".5": 0.5, ".9": 0.9}
 STRAGGLER = 5
 
