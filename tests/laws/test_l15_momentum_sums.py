@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import mpimomentum as mm
-from mpimomentum.algorithms import epochs
+from mpimomentum.algorithms import epochs, momentum_sums
 from mpimomentum.algorithms.epochs import Epochs
 from mpimomentum.runtime.agreement import told
+from mpimomentum.worker import Handle
 
 DIM = 7
 LR = 0.02
@@ -144,19 +146,69 @@ def test_epochs_hold_what_they_must(mu):
             assert mu ** (now - oldest_shown + 1) / (1 - mu) < 1e-19 or oldest_shown == 0
 
 
-@pytest.mark.parametrize("held_up", ["adding", "clearing"])
-def test_a_rank_held_up_too_long_is_told(held_up, monkeypatch):
-    """It stops between drawing its ticket and adding, until the others have used its slot."""
-    short = Epochs(mu=0.5, length=3, slots=4, horizon=3)
-    monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: short))
-    if held_up == "clearing":
-        lagging = mm.Clock(latency_s=1.0, compute_s=1e-3, bandwidth_Bps=20.0)
-    else:
-        lagging = mm.Clock(latency_s=0.05, compute_s=1e-3, bandwidth_Bps=5e3)
+SHORT = Epochs(mu=0.5, length=3, slots=4, horizon=3)
+
+
+class Scripted:
+    """A counter that says what it is told to; sums that count how often they are read."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+        self.reads = 0
+
+    def fetch_add(self, k=1):
+        return Handle.completed(self.values.pop(0))
+
+    def read(self, rows):
+        self.reads += 1
+        return Handle.completed(torch.zeros(len(rows), DIM))
+
+    def add(self, v, factors):
+        return Handle.completed(None)
+
+
+def finished(coroutine):
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+def state(tickets, cleared):
+    return momentum_sums.State(torch.zeros(DIM), 0, Scripted(*tickets), Scripted(), cleared)
+
+
+@pytest.mark.parametrize(
+    ("ticket", "tickets", "cleared", "spoilt"),
+    [
+        (19, [20, 27], [3], False),  # epoch 6, the third to be put where another was
+        (19, [20, 28], [3], True),  # ticket 27 clears its slot for epoch 10
+        (19, [20, 27], [2], True),  # its slot was not cleared yet
+        (18, [19, 19], [3, 4], False),  # the first of its epoch clears for epoch 7
+        (18, [19, 19], [2, 3], True),  # but whoever was to clear for epoch 6 has not
+        (19, [22, 99], [0], False),  # too late for B to matter: A alone, at any time
+    ],
+)
+def test_a_rank_held_up_while_it_adds_is_told(ticket, tickets, cleared, spoilt):
+    adding = momentum_sums._add(SHORT, state(tickets, Scripted(*cleared)), ticket, torch.ones(DIM))
+    if not spoilt:
+        finished(adding)
+        return
+    with pytest.raises(RuntimeError, match=f"ticket {ticket}: .* or use mode='server'"):
+        adding.send(None)
+
+
+def test_a_read_that_was_overtaken_is_repeated(monkeypatch):
+    monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: SHORT))
+    s = state([20, 28, 29], Scripted())  # epochs 6 and 5 are read; ticket 24 clears the slot of 5
+    finished(momentum_sums.finish(mm.AsyncServer(LR, 0.5, mode="sums"), SimpleNamespace(size=4), s))
+    assert (s.sums.reads, s.version) == (2, 29)
+
+
+def test_a_held_up_rank_ends_the_run(monkeypatch):
+    monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: SHORT))
     _, objective = keeping()
-    a = mm.AsyncServer(lr=LR, mu=0.5, mode="sums")
+    lagging = mm.Clock(latency_s=1.0, compute_s=1e-3, bandwidth_Bps=20.0)
     with pytest.raises(RuntimeError, match="held up while it added a gradient"):
-        mm.simulate(a, objective, 24, steps=60, clock=lagging)
+        mm.simulate(mm.AsyncServer(LR, 0.5, mode="sums"), objective, 24, steps=60, clock=lagging)
 
 
 def test_models_read_on_the_way_are_those_of_heavy_ball():
