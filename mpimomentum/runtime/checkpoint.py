@@ -25,6 +25,7 @@ from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.state import restore, snapshot
+from mpimomentum.runtime.stop_reason import StopReason
 from mpimomentum.runtime.stop_vote import StopVote
 from mpimomentum.worker import Algorithm
 
@@ -70,9 +71,9 @@ class Checkpoints:
     parts : mapping, optional
         Name -> :class:`Part`.
     stop : callable, optional
-        Returns why the run is to stop, or nothing; asked on every rank after every step. As soon as
-        one has a reason all ranks stop, after a checkpoint, at the same step if they wait for each
-        other.
+        Returns why the run is to stop, or nothing; asked on every rank's communication thread after
+        every step, and now and then between. A reason once given holds. As soon as one rank has one
+        all stop, after a checkpoint, at the same step if they wait for each other.
 
     Attributes
     ----------
@@ -107,7 +108,7 @@ class Checkpoints:
         self.found: Manifest | None = None
         self.parts = dict(parts or {})
         self.stopped = ""
-        self._stop = stop
+        self._reason = None if stop is None else StopReason(stop)
         self._vote = StopVote()
         self._every, self._keep, self._resume = every, keep, resume
         self._about = about if isinstance(about, Identity) else Identity(dict(about or {}), {})
@@ -118,6 +119,7 @@ class Checkpoints:
         self._synchronous = True
         self._stopping = False
         self._word: RequestWord | None = None
+        self._listener: Any = None
         self._next: float = math.inf
         self._steps: list[int] = []  # of all ranks at the last checkpoint
 
@@ -162,19 +164,20 @@ class Checkpoints:
             await w.compute(lambda: self._load_program(w, tree), "going on from a checkpoint")
         if self._every is not None:
             await snapshot(state)  # refuses now what could not be saved later
-        if not synchronous and (self._every is not None or self._stop is not None):
+        if not synchronous and (self._every is not None or self._reason is not None):
             self._word = w.request_word()
+        self._listen(w)
         self._plan(w.step)
 
     async def due(self, w: MPIWorker) -> bool:
         """Whether this rank is to come to a checkpoint; after every step. Asks the others."""
         mine = self._every is not None and w.step >= self._next
-        stop = bool(self._reason())
+        stop = bool(self._why())
         if self._word is not None:
             if mine or stop:
                 self._word.ask(CHECKPOINT * mine | STOP * stop)
             return self._word.asked() != 0
-        if self._stop is not None and await self._vote.passed(w, stop):
+        if self._reason is not None and await self._vote.passed(w, stop):
             self._stopping = True
         return mine or self._stopping
 
@@ -192,14 +195,18 @@ class Checkpoints:
         RunFailed
             On all ranks, if one cannot write. The checkpoints before stay as they are.
         """
-        if self._every is None and self._stop is None:
+        if self._every is None and self._reason is None:
             return False
-        await self._vote.settle()  # of synchronous ranks, which are all at the same step
+        if self._listener is not None:
+            w.cancel(self._listener)
+        await self._vote.settle()  # of synchronous ranks; whoever voted for a stop says so below
+        asked = STOP * bool(self._why())
         if self._word is None:
-            asked = CHECKPOINT * (w.step >= self._next) | STOP * self._stopping
+            asked |= CHECKPOINT * (w.step >= self._next)
         else:
-            asked = self._word.asked()
-            self._word.clear()  # nobody asks before all ranks have come to the next line
+            asked |= self._word.asked()
+            # before all have come to the next line nobody asks, but for a stop, and says so there
+            self._word.clear()
         mine = torch.zeros((w.size, 2), dtype=torch.int64)
         mine[w.rank] = torch.tensor([w.step, asked])
         rows = (await w.vote(mine.view(-1))).view(w.size, 2)
@@ -208,13 +215,26 @@ class Checkpoints:
         if steps != self._steps and (stopping or self._every is not None):
             await self._save(w, state, steps)
         if stopping:
-            said = enumerate(await exchanged(w, self._reason(), _REASON_BYTES))
+            said = enumerate(await exchanged(w, self._why(), _REASON_BYTES))
             self.stopped = next(f"{why} came to rank {rank}" for rank, why in said if why)
         self._plan(w.step)
-        return bool(rows[:, 1].any()) and not stopping
+        goes_on = bool(rows[:, 1].any()) and not stopping
+        if goes_on:
+            self._listen(w)
+        return goes_on
 
-    def _reason(self) -> str:
-        return self._stop() if self._stop is not None else ""
+    def _why(self) -> str:
+        return self._reason() if self._reason is not None else ""
+
+    def _listen(self, w: MPIWorker) -> None:
+        """Be ready to ask for a stop while this rank makes no step, after which it would."""
+        if self._word is not None and self._reason is not None:
+            asking = self._ask_for_stop(w, self._reason, self._word)
+            self._listener = w.spawn(asking, "asking for a stop")
+
+    async def _ask_for_stop(self, w: MPIWorker, reason: StopReason, word: RequestWord) -> None:
+        await w.chance(reason.looked_up, "a reason to stop")
+        word.ask(STOP)
 
     def _plan(self, step: int) -> None:
         if self._every is not None:

@@ -87,6 +87,14 @@ class Poll(Handle[T]):
         return self._done
 
 
+class Chance(Poll[T]):
+    """A poll for what may never come to be: a run may end meanwhile."""
+
+    __slots__ = ()
+
+    may_never_come = True
+
+
 class NextPoll(Handle[None]):
     """Done at the next poll: lets everything else move before the coroutine tries again."""
 

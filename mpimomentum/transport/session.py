@@ -15,7 +15,7 @@ import torch
 from mpimomentum.transport import environment
 from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
-from mpimomentum.transport.progress import Backoff, Coro, Engine, Poll, Task
+from mpimomentum.transport.progress import Backoff, Chance, Coro, Engine, Poll, Task
 from mpimomentum.transport.requests import Requests
 from mpimomentum.transport.watchdog import Sentinel, Watchdog
 from mpimomentum.worker import Handle
@@ -173,6 +173,10 @@ class Session:
     def until(self, condition: Callable[[], bool], what: str) -> Handle[bool]:
         """Wait until `condition()`, which is asked at every poll, holds."""
         return Poll(lambda: condition() or None, what)
+
+    def chance(self, condition: Callable[[], bool], what: str) -> Handle[bool]:
+        """Wait likewise for what may never come to be; a run may end meanwhile."""
+        return Chance(lambda: condition() or None, what)
 
     async def meet(self, what: str) -> None:
         """Wait until every rank is at the same point of its program.

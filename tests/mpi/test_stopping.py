@@ -91,3 +91,26 @@ def test_being_ready_to_stop_changes_nothing(
     assert torch.equal(ready.x, plain.x)
     assert (ready.bytes_sent, ready.messages_sent) == (plain.bytes_sent, plain.messages_sent)
     assert files.committed(kept.directory) == []
+
+
+def test_checkpoints_more_frequent_than_votes_do_not_hide_a_request(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker(seed=3)
+    asked = mm.Checkpoints(shared(w, tmp_path), every=1, stop=asked_at(w, 3))
+    run = mm.run(mm.DPSGD(lr=0.05), dropped_out, steps=40, worker=w, checkpoints=asked)
+    assert asked.stopped
+    assert run.updates.max() < 40
+
+
+def test_a_rank_that_makes_no_steps_is_heard(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker("complete")
+    algorithm = mm.AsyncServer(lr=0.02, dedicated=True)
+    (server,) = algorithm.roles(w.size)[1]
+    reasons = iter(["a test"]) if w.rank == server else iter([])  # said once: it holds
+    asked = mm.Checkpoints(shared(w, tmp_path), stop=lambda: next(reasons, ""))
+    run = mm.run(algorithm, scattered, steps=3000, worker=w, checkpoints=asked)
+    assert asked.stopped == f"a test came to rank {server}"
+    assert run.updates.max() < 3000
