@@ -87,6 +87,15 @@ ROWS = (
         "as d-psgd, with momentum",
     ),
     Row("local-momentum", "", "data alike", "the network is slow, a step short"),
+    Row("slowmo", "", "data alike", "as local-momentum, with many steps between averages"),
+    Row("elastic-averaging", "", "a server that keeps up", "ranks may stray, and send seldom"),
+    Row("sgp", "", "a column-stochastic W", "the graph is directed"),
+    Row(
+        "quasi-global-momentum",
+        "",
+        "W doubly stochastic",
+        "as decentralized-momentum, where the ranks' data differ",
+    ),
     Row(
         "d2",
         "--lazy",
