@@ -214,6 +214,8 @@ def arguments() -> argparse.Namespace:
     for algorithm in options.algorithms:
         if algorithm not in known:
             parser.error(f"{algorithm!r} is none of {', '.join(known)}")
+    if options.write and (options.quick or set(options.algorithms) != set(known)):
+        parser.error("--write replaces the page's whole table: give it without --quick and names")
     if options.out is None:
         options.out = Path("runs") / time.strftime("algorithms-%Y%m%d-%H%M%S")
     if options.write:

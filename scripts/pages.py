@@ -8,7 +8,11 @@ from pathlib import Path
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; the first column is aligned to the left, figures to the right."""
-    rule = ["---" if not i or not _is_figure(column) else "---:" for i, column in _columns(rows)]
+    rows = list(rows)
+    rule = [
+        "---" if not i or not _is_figure(column) else "---:"
+        for i, column in enumerate(zip(*rows, strict=True))
+    ]
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
@@ -31,10 +35,6 @@ def write_table(path: Path, text: str, begin: str, end: str) -> None:
     """Put `text` into the page at `path`."""
     page = path.read_text(encoding="utf-8")
     path.write_text(with_table(page, text, begin, end), encoding="utf-8")
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> Iterable[tuple[int, Sequence[str]]]:
-    return enumerate(zip(*rows, strict=True))
 
 
 def _is_figure(column: Sequence[str]) -> bool:

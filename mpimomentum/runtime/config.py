@@ -116,9 +116,10 @@ class Method:
         given = {name: value for name, value in _given(self) if name != "algorithm"}
         for name in given:
             if name not in known:
+                flags = ", ".join(n for n in known if n != "batch")  # which follows from another
                 raise BadInput(
                     f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
-                    f"{', '.join(known)}; leave {name} out or choose another algorithm"
+                    f"{flags}; leave {name} out or choose another algorithm"
                 )
         algorithm: Algorithm[Any] = make(**(usual(make, bool(given.get("error_feedback"))) | given))
         return algorithm

@@ -209,6 +209,7 @@ RANGES = [
     simulate("--algorithm d2 --topology random-matching", "the same W at every step", "--lazy"),
     simulate("--algorithm d2 --topology exponential --workers 8", "symmetric W", "undirected"),
     simulate("--algorithm katyusha-x --inner-steps 0", "inner_steps=0", "from 1 up"),
+    simulate("--algorithm katyusha-x --mu 0.5", "mu=0.5", "it has lr, inner_steps, sigma, prox;"),
     simulate("--algorithm katyusha-x --sigma 1", "sigma=1.0", "at most", "0.0666667", "fewer"),
     simulate("--algorithm katyusha-x --sigma -1", "sigma=-1.0", "not negative"),
     simulate("--algorithm katyusha-x --prox l1", "prox='l1'", "l1:0.001"),

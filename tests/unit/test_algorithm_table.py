@@ -66,6 +66,16 @@ def test_a_table_replaces_what_was_between_the_markers(pages: ModuleType) -> Non
             pages.with_table(wrong, "", "<a>", "<b>")
 
 
+def test_a_part_of_the_table_never_replaces_the_whole(
+    algorithms: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (["d2"], ["--quick"]):
+        monkeypatch.setattr("sys.argv", ["algorithm_table.py", *part, "--write", str(PAGE)])
+        with pytest.raises(SystemExit):
+            algorithms.arguments()
+        assert "without --quick and names" in capsys.readouterr().err
+
+
 def test_figures_are_aligned_to_the_right(pages: ModuleType) -> None:
-    text = pages.markdown(("name", "size"), [("a", "1.5 MB"), ("b", "-")])
+    text = pages.markdown(("name", "size"), iter([("a", "1.5 MB"), ("b", "-")]))
     assert text.splitlines() == ["| name | size |", "| --- | ---: |", "| a | 1.5 MB |", "| b | - |"]
