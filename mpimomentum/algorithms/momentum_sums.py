@@ -33,7 +33,7 @@ class State:
     version: int  # tickets drawn by then
     tickets: Counter
     sums: Sums  # (1 + E, d): A, then the slots of B
-    cleared: Counter  # slots that were made ready for another epoch
+    cleared: Counter  # marks of the epochs whose slots were made ready for them
 
 
 def init(a: AsyncServer, w: Worker, x0: Vector) -> State:
@@ -64,11 +64,11 @@ async def _add(epochs: Epochs, s: State, ticket: int, update: Vector) -> None:
     if coming is not None:
         slot = 1 + epochs.slot(coming)
         await s.sums.add((await s.sums.read([slot]))[0], {slot: -1.0})
-        in_time = await s.cleared.fetch_add() == coming - epochs.slots  # after those before it
+        await s.cleared.fetch_add(epochs.mark(coming))
     factors = {0: -1 / (1 - epochs.mu)}
     if await s.tickets.fetch_add(0) - ticket < epochs.horizon:
         factors[1 + epochs.slot(epoch)] = epochs.inside(ticket)
-        in_time &= epoch < epochs.slots + await s.cleared.fetch_add(0)
+        in_time = epochs.ready(epoch, await s.cleared.fetch_add(0))
     await s.sums.add(update, factors)
     if len(factors) > 1:
         in_time &= not epochs.cleared(epoch, await s.tickets.fetch_add(0))
@@ -85,7 +85,8 @@ async def finish(a: AsyncServer, w: Worker, s: State) -> None:
     epochs = _epochs(a, w)
     tickets = await s.tickets.fetch_add(0)
     while True:
-        live = list(epochs.live(tickets))
+        marks = await s.cleared.fetch_add(0)  # a slot that is not ready yet has another epoch's
+        live = [e for e in epochs.live(tickets) if epochs.ready(e, marks)]
         rows = await s.sums.read([0, *(1 + epochs.slot(e) for e in live)])
         # only now: what is in the sums, but not in K, would weigh mu to a negative power
         tickets = await s.tickets.fetch_add(0)

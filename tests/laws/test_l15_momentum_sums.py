@@ -109,7 +109,7 @@ def test_slots_of_many_epochs(mu, monkeypatch):
     of = Epochs.of(mu, 5)
     made, objective = keeping()
     a = mm.AsyncServer(lr=LR, mu=mu, mode="sums")
-    run = mm.simulate(a, objective, 5, steps=10 * of.length // 5, clock=clock())
+    run = mm.simulate(a, objective, 5, steps=(2 * of.slots + 2) * of.length // 5, clock=clock())
     assert len(run.tau) > 2 * of.slots * of.length
     torch.testing.assert_close(run.mean, law(run, made, mu), rtol=1e-12, atol=1e-12)
 
@@ -133,7 +133,6 @@ def test_epochs_hold_what_they_must(mu):
             assert list(of.live(1000)) == []
             continue
         assert of.slots >= 4
-        assert of.length * (of.slots - 2) >= max(512, 32 * size)
         tickets = 5 * of.length + of.length // 2
         inside = [of.inside(j) for j in range(5 * of.length, 6 * of.length)]
         assert max(inside) < 1e17
@@ -146,7 +145,7 @@ def test_epochs_hold_what_they_must(mu):
             assert mu ** (now - oldest_shown + 1) / (1 - mu) < 1e-19 or oldest_shown == 0
 
 
-SHORT = Epochs(mu=0.5, length=3, slots=4, horizon=3)
+SHORT = Epochs(mu=0.5, length=3, slots=4, ahead=1, horizon=3)
 
 
 class Scripted:
@@ -179,11 +178,11 @@ def state(tickets, cleared):
 @pytest.mark.parametrize(
     ("ticket", "tickets", "cleared", "spoilt"),
     [
-        (19, [20, 27], [3], False),  # epoch 6, the third to be put where another was
-        (19, [20, 28], [3], True),  # ticket 27 clears its slot for epoch 10
-        (19, [20, 27], [2], True),  # its slot was not cleared yet
-        (18, [19, 19], [3, 4], False),  # the first of its epoch clears for epoch 7
-        (18, [19, 19], [2, 3], True),  # but whoever was to clear for epoch 6 has not
+        (19, [20, 27], [0b100], False),  # epoch 6, the third to be put where another was
+        (19, [20, 28], [0b100], True),  # ticket 27 clears its slot for epoch 10
+        (19, [20, 27], [0b1011], True),  # its slot was not cleared yet, though a later one was
+        (18, [19, 19], [0b0111, 0b1111], False),  # the first of its epoch clears for epoch 7
+        (18, [19, 19], [0b0011, 0b1011], True),  # but whoever was to clear for epoch 6 has not
         (19, [22, 99], [0], False),  # too late for B to matter: A alone, at any time
     ],
 )
@@ -198,9 +197,46 @@ def test_a_rank_held_up_while_it_adds_is_told(ticket, tickets, cleared, spoilt):
 
 def test_a_read_that_was_overtaken_is_repeated(monkeypatch):
     monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: SHORT))
-    s = state([20, 28, 29], Scripted())  # epochs 6 and 5 are read; ticket 24 clears the slot of 5
+    # epochs 6 and 5 are read; ticket 24 clears the slot of 5
+    s = state([20, 28, 29], Scripted(0b111, 0b111111))
     finished(momentum_sums.finish(mm.AsyncServer(LR, 0.5, mode="sums"), SimpleNamespace(size=4), s))
     assert (s.sums.reads, s.version) == (2, 29)
+
+
+def test_a_slot_that_is_not_ready_is_not_read(monkeypatch):
+    """What is in it is another epoch's, and would weigh mu to a negative power."""
+    monkeypatch.setattr(Epochs, "of", classmethod(lambda cls, mu, size: SHORT))
+    s = state([20, 20], Scripted(0b011))  # epoch 5 is ready, 6 is not
+    rows = []
+    s.sums.read = lambda asked: rows.append(asked) or Handle.completed(torch.zeros(len(asked), DIM))
+    finished(momentum_sums.finish(mm.AsyncServer(LR, 0.5, mode="sums"), SimpleNamespace(size=4), s))
+    assert rows == [[0, 1 + SHORT.slot(5)]]
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.5, 0.9])
+def test_marks_tell_which_epochs_are_ready(mu):
+    """In whatever order the clearings under way end."""
+    of, rng = Epochs.of(mu, 4), np.random.default_rng(0)
+    marks, done, under_way = 0, set(range(of.slots)), []
+    for epoch in range(300):
+        under_way += [coming] if (coming := of.begins_with(epoch * of.length)) else []
+        while len(under_way) >= of.ahead:
+            last = under_way.pop(0 if under_way[0] == epoch + 1 else rng.integers(len(under_way)))
+            marks, done = marks + of.mark(last), done | {last}
+        for e in range(epoch, epoch + of.ahead + 1):
+            assert of.ready(e, marks) == (e in done), (epoch, e)
+        assert 0 <= marks < 1 << 60
+
+
+def test_who_clears_may_be_as_far_behind_as_who_adds():
+    for mu in MOMENTA[2:]:
+        for size in (1, 4, 16):
+            of = Epochs.of(mu, size)
+            behind = max(512, 32 * size)
+            coming = of.begins_with(of.slots * of.length)
+            assert coming * of.length - of.slots * of.length >= behind
+            last = (of.slots + 1) * of.length - 1
+            assert not of.cleared(of.of_ticket(last), last + behind)
 
 
 def test_a_held_up_rank_ends_the_run(monkeypatch):
