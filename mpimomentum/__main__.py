@@ -7,8 +7,18 @@ from mpimomentum.runtime import stop_signal
 
 def main() -> None:
     """Catch the signals that ask a training run to stop, then run the command line."""
-    if sys.argv[1:2] == ["train"]:
-        stop_signal.catch()
+    if sys.argv[1:2] != ["train"]:
+        run()
+        return
+    stop_signal.catch()
+    try:
+        run()
+    finally:
+        stop_signal.ignore()
+
+
+def run() -> None:
+    """Run the command line."""
     from mpimomentum import cli  # takes seconds, in which a signal would end the process
 
     cli.main()

@@ -21,6 +21,12 @@ def catch() -> None:
         signal.signal(number, _keep)
 
 
+def ignore() -> None:
+    """From now on take no notice: a process that ends anyway is not to die of it instead."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def received() -> str:
     """Return the name of the first signal that has come, or nothing."""
     return _received[0] if _received else ""

@@ -69,6 +69,20 @@ print(stop_signal.received())
     assert done.stdout == "SIGUSR1\n"
 
 
+def test_a_second_signal_does_not_spoil_the_exit_code() -> None:
+    program = """
+import atexit, signal, sys
+from mpimomentum import __main__
+
+atexit.register(signal.raise_signal, signal.SIGTERM)
+__main__.run = lambda: sys.exit(85)
+sys.argv = ["mpimomentum", "train"]
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == 85
+
+
 def test_other_commands_die_of_a_signal_as_ever() -> None:
     program = """
 import signal, sys
