@@ -22,6 +22,7 @@ case $library in
   *) usual_pmi=pmi2 ;; # MPICH and what descends from it
 esac
 
+# shellcheck disable=SC2034 # for who sources this
 case ${LAUNCHER:-srun} in
   srun) LAUNCH=(srun --kill-on-bad-exit=1 "--mpi=${PMI:-$usual_pmi}") ;;
   mpirun) LAUNCH=(mpirun -n "$SLURM_NTASKS") ;;
