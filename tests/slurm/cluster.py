@@ -195,11 +195,11 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=10
+KillWait=60
 MessageTimeout=30
 PropagateResourceLimits=NONE
 NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 1}-{last}] CPUs={cpus}
-PartitionName=main Nodes={nodes} Default=YES MaxTime=60 PriorityTier=1 GraceTime=30 State=UP
+PartitionName=main Nodes={nodes} Default=YES MaxTime=60 PriorityTier=1 GraceTime=60 State=UP
 PartitionName=urgent Nodes={nodes} MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """
 
