@@ -15,8 +15,8 @@ def momentum(name: str, value: float | str) -> None:
     """Refuse a momentum outside [0, 1)."""
     if value == "auto":
         raise ValueError(
-            f"{name}='auto': that goes by staleness, and no step here has any; give a number, or "
-            "choose async-server or ad-psgd"
+            f"{name}='auto': that goes by the staleness of gradients, and here they have none; "
+            "give a number, or choose async-server or ad-psgd"
         )
     if isinstance(value, str) or not 0 <= value < 1:
         raise ValueError(f"{name}={value!r} must lie in [0, 1): at 1 nothing is ever forgotten")

@@ -10,8 +10,8 @@ At the end of a round the base's momenta are set to 0 (``reset``), stay as they 
 become their mean (``average``): the paper allows all three. slow_mu = 0 and slow_lr = 1 with
 ``average`` is ``local-momentum``; one local step with mu = 0 is synchronous heavy ball.
 
-lr is that of a round's last step; where it is 0, nothing is added to u. The output is the mean of
-all models, also after a number of steps that I does not divide.
+lr is that of a round's last step; where it is 0, u only forgets. The output is the mean of all
+models, also after a number of steps that I does not divide.
 
 References
 ----------
@@ -94,7 +94,7 @@ class SlowMo:
             mean = await w.allreduce(s.x) / w.size
             if self.buffers != "keep":
                 s.m = await w.allreduce(s.m) / w.size if self.buffers == "average" else 0 * s.m
+            s.x = s.start - self.slow_lr * (s.start - mean + self.slow_mu * w.lr * s.u)
             s.u.mul_(self.slow_mu).add_(direction(s.start, mean, w.lr))
-            s.start.sub_(self.slow_lr * w.lr * s.u)
-            s.x.copy_(s.start)
+            s.start.copy_(s.x)
         w.record(tau=0)

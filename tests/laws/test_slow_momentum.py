@@ -107,6 +107,13 @@ def test_a_step_of_size_0_leaves_no_nan():
     np.testing.assert_allclose(runs[1].x, runs[0].x, **EXACT)
 
 
+def test_a_round_that_ends_with_a_step_of_size_0_keeps_its_other_steps():
+    schedule = mm.LRSchedule("step", milestones=(3,), decay=0.0)
+    algorithm = mm.SlowMo(lr=0.05, mu=0.5, local_steps=2)
+    three, four = (mm.simulate(algorithm, noisy, 3, s, schedule=schedule) for s in (3, 4))
+    np.testing.assert_allclose(four.mean, three.mean, **EXACT)
+
+
 @pytest.fixture
 def driver():
     """One is enough: the drivers have tests of their own."""
