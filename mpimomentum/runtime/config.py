@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import tomli_w
 from cyclopts import Parameter
 
+from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.algorithms.signum import Signum
@@ -33,6 +34,7 @@ from mpimomentum.worker import Algorithm
 EPOCHS = 30.0  # the main job: AD-PSGD on 4 ranks reaches 97 to 99 % on the digits
 LR = 0.05
 SUM_LR = 0.3  # of gradients without most of their noise
+SERVER_LR = 0.02  # every gradient is a step of the one model, and stale
 VOTE_LR = 0.001  # where it is how far every coordinate moves a step
 MU = 0.9  # for every algorithm that has a heavy ball
 LOCAL_STEPS = 8
@@ -46,8 +48,12 @@ LENGTHS = ("epochs", "steps", "duration_s")
 def usual(make: type[Any], error_feedback: bool = False) -> dict[str, float]:
     """Return the hyper-parameters of an algorithm that have a value without being given."""
     votes = make is Signum and not error_feedback
-    lr = VOTE_LR if votes else SUM_LR if make is KatyushaX else LR
-    values = {"lr": lr, "mu": MU, "inner_steps": INNER_STEPS}
+    special: dict[type[Any], float] = {AsyncServer: SERVER_LR, KatyushaX: SUM_LR}
+    values = {
+        "lr": VOTE_LR if votes else special.get(make, LR),
+        "mu": MU,
+        "inner_steps": INNER_STEPS,
+    }
     known = {f.name: values[f.name] for f in dataclasses.fields(make) if f.name in values}
     needed = {f.name for f in dataclasses.fields(make) if f.default is dataclasses.MISSING}
     return known | ({"local_steps": LOCAL_STEPS} if "local_steps" in needed else {})
@@ -74,8 +80,8 @@ class Method:
     algorithm : str
         Name of the algorithm.
     lr : float, optional
-        Step size; 0.05 unless given, 0.001 for signum without error_feedback, 0.3 for
-        katyusha-x.
+        Step size; 0.05 unless given, 0.02 for async-server, 0.001 for signum without
+        error_feedback, 0.3 for katyusha-x.
     mu : float or "auto", optional
         Heavy-ball momentum; 0.9 unless given, for the algorithms that have it. auto, for
         async-server and ad-psgd: by the measured staleness and stiffness.
