@@ -80,6 +80,9 @@ ROWS = (
         "as above",
         "stale gradients do harm",
     ),
+    Row("async-server", "--quorum 2", "as above", "single gradients are too noisy"),
+    Row("async-server", "--mode sums", "constant μ", "no process may serve"),
+    Row("async-server", "--mu auto", "as above", "the staleness is not known before"),
     Row(
         "decentralized-momentum",
         "",

@@ -56,6 +56,16 @@ def test_a_row_holds_the_runs_figures(algorithms: ModuleType) -> None:
     ]  # fmt: skip
 
 
+def test_the_page_has_every_row(algorithms: ModuleType) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    _, _, rest = page.partition(algorithms.BEGIN)
+    table, end, _ = rest.partition(algorithms.END)
+    assert end
+    for row in algorithms.ROWS:
+        start = f"| [`{row.algorithm}`](#{row.algorithm}) {f'`{row.flags}` ' if row.flags else ''}|"
+        assert sum(line.startswith(start) for line in table.splitlines()) == 1, start
+
+
 def test_a_table_replaces_what_was_between_the_markers(pages: ModuleType) -> None:
     page = "# Title\n<a>\nold\n<b>\nrest\n"
     once = pages.with_table(page, "| new |\n", "<a>", "<b>")
