@@ -55,7 +55,8 @@ def test_accumulate_conserves_the_sum_too(tmp_path: Path) -> None:
     "breakage", ["publish before write", "free before apply", "local add beside accumulate"]
 )
 def test_a_broken_protocol_is_noticed(tmp_path: Path, breakage: str) -> None:
-    assert race(tmp_path, 8, "complete", breakage)["drift"] > 1e-4
+    # in one of four runs: that two stores meet is a matter of luck, more so on a busy machine
+    assert any(race(tmp_path, 8, "complete", breakage)["drift"] > 1e-4 for _ in range(4))
 
 
 @pytest.mark.parametrize("size", [2, 4])
