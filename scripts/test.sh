@@ -25,7 +25,7 @@ say "tests outside an MPI world ($MPI)"
 run serial python -m pytest -n 2 --dist loadfile "$@"
 say "tests inside a world of 4 ranks ($MPI)"
 # the last resort against a hang; pytest-timeout and the watchdog speak first
-run world timeout --kill-after=10 "${WORLD_TIMEOUT_S:-900}" mpirun -n 4 python -m pytest --only-mpi --capture=sys "$@"
+run world timeout --kill-after=10 "${WORLD_TIMEOUT_S:-1800}" mpirun -n 4 python -m pytest --only-mpi --capture=sys "$@"
 
 python scripts/sum_tests.py "$results" $((SECONDS - began)) || status=1
 exit "$status"
