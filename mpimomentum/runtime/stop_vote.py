@@ -28,7 +28,7 @@ class StopVote:
         self._vote: Handle[Vector] | None = None
         self._next = 0  # step at which to look, and vote again
         self._interval = 1  # steps, rank 0's proposal: the clocks of others may differ
-        self._began_s = time.monotonic()
+        self._began_s, self._began_step = time.monotonic(), 0
 
     async def passed(self, w: MPIWorker, stop: bool) -> bool:
         """Return, after a step, whether all ranks are to stop here; tell them of an own `stop`."""
@@ -37,10 +37,11 @@ class StopVote:
         if await self.settle():
             return True
         now_s = time.monotonic()
-        step_s = (now_s - self._began_s) / self._interval
+        step_s = (now_s - self._began_s) / max(w.step - self._began_step, 1)
         propose = min(max(int(EVERY_S / max(step_s, 1e-9)), 1), _MOST) if w.rank == 0 else 0
         self._vote = w.vote(torch.tensor([int(stop), propose]))
-        self._next, self._began_s = w.step + self._interval, now_s
+        self._began_s, self._began_step = now_s, w.step
+        self._next = w.step + self._interval
         return False
 
     async def settle(self) -> bool:
