@@ -20,7 +20,9 @@ IN_WORLD = "--only-mpi" in sys.argv or "--with-mpi" in sys.argv
 RANK = next((int(os.environ[v]) for v in _RANK_VARIABLES if v in os.environ), 0)
 
 
-_ON_RANKS = re.compile(r"tests\.launch|mpirun|MPIWorker|make_worker|mm\.init|DistributedOptimizer")
+_ON_RANKS = re.compile(
+    r"tests\.launch|tests\.slurm|mpirun|MPIWorker|make_worker|mm\.init|DistributedOptimizer"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
