@@ -142,6 +142,8 @@ class Simulation:
         while self._failure is None and self._kernel.peek() < math.inf:
             self._kernel.step()
         if self._failure is not None:
+            for process in processes:  # some may not even have begun
+                process.cancel()
             raise self._failure
         stuck = {r: p.waits_for for r, p in enumerate(processes) if p.waits_for}
         if stuck:
