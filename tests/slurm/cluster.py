@@ -31,7 +31,10 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "a Slurm of one's own needs root"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
-    return f"not installed: {', '.join(absent)} (apt install slurm-wlm)" if absent else ""
+    if absent:
+        return f"not installed: {', '.join(absent)} (tests/slurm/install.sh)"
+    own = subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False)
+    return "this container gives root no namespaces of its own" if own.returncode else ""
 
 
 def until(true: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
