@@ -38,6 +38,7 @@ def with_hyper_parameters(config: type[C]) -> type[C]:
             entry = about.get(field.name)
             text = " ".join((entry.description or "").split()) if entry else ""
             text = ": ".join(filter(None, [text.rstrip("."), _choices(types[field.name])]))
+            text = " ".join(filter(None, [text, _default(field)]))
             words.setdefault(field.name, {}).setdefault(text, []).append(name)
     for name, hint in hints.items():
         config.__annotations__[name] = hint | None
@@ -46,6 +47,11 @@ def with_hyper_parameters(config: type[C]) -> type[C]:
         text = " ".join(f"{names}: {text}." if text else f"{names}." for names, text in said)
         config.__doc__ = f"{(config.__doc__ or '').rstrip()}\n    {name}\n        {text}\n    "
     return config
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    plain = field.default in (None, False, "", dataclasses.MISSING)
+    return "" if plain else f"(default: {field.default})"
 
 
 def _choices(hint: Any) -> str:

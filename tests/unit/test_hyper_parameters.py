@@ -49,9 +49,9 @@ def test_an_algorithm_brings_its_fields(monkeypatch: pytest.MonkeyPatch) -> None
     made = dataclass(with_hyper_parameters(type("Made", (), dict(vars(Given)))))
     fields = fields_of(made)
     assert fields["pull"].hint is float
-    assert fields["push"].about == "mine: How strong the springs are."
+    assert fields["push"].about == "mine: How strong the springs are (default: 2.0)."
     assert fields["shape"].hint is str
-    assert fields["shape"].about == "mine: Of the springs: round, square."
+    assert fields["shape"].about == "mine: Of the springs: round, square (default: round)."
     assert get_type_hints(made)["lr"] == float | None  # as it was
     assert all(f.default is None for f in dataclasses.fields(made))
 
