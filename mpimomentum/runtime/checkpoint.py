@@ -8,10 +8,10 @@ between two steps; nobody waits until somebody has asked.
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,12 +19,13 @@ import torch
 
 from mpimomentum.runtime import checkpoint_files as files
 from mpimomentum.runtime.agreement import exchanged
-from mpimomentum.runtime.checkpoint_files import DIRECTORY, File, Manifest, Tree
+from mpimomentum.runtime.checkpoint_files import DIRECTORY, Manifest, Packed, Tree
 from mpimomentum.runtime.checkpoint_search import search
-from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.checkpoint_writing import Writing
+from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
-from mpimomentum.runtime.state import restore, snapshot
+from mpimomentum.runtime.state import Copies, restore, snapshot
 from mpimomentum.runtime.stop_reason import StopReason
 from mpimomentum.runtime.stop_vote import StopVote
 from mpimomentum.worker import Algorithm
@@ -36,9 +37,14 @@ if TYPE_CHECKING:
 CHECKPOINT, STOP = 1, 2
 """The bits of the request word that ask for a checkpoint, and for one that is the last."""
 
-_DONE = "done "  # what a rank's answer begins with
-_ANSWER_BYTES = 2048
 _REASON_BYTES = 64
+_LONG_S = 1.0  # a wait that is worth a word
+_SLOW = (
+    "the run was held up for %.1f s until %s was written: checkpoints are asked for faster than "
+    "the file system takes them; use a larger checkpoint_every"
+)
+
+_log = logging.getLogger(__name__)
 
 
 class Part(Protocol):
@@ -80,7 +86,10 @@ class Checkpoints:
     stopped : str
         Why the run was stopped, and on which rank; nothing if it went to its end.
     last : Path or None
-        The newest checkpoint that this run wrote or went on from.
+        The newest checkpoint, in whole, that this run wrote or went on from.
+    held_up_s : list of float
+        How long each checkpoint has held up this rank's training, from when all ranks were there
+        to when all had copied what is written.
     found : Manifest or None
         Of the checkpoint that the run goes on from; known after :meth:`open`.
 
@@ -104,13 +113,17 @@ class Checkpoints:
             if value is not None and value < 1:
                 raise BadInput(f"checkpoints: {name}={value}: at least 1 is needed")
         self.directory = Path(out).absolute() / DIRECTORY
-        self.last: Path | None = None
+        self.held_up_s: list[float] = []
         self.found: Manifest | None = None
         self.parts = dict(parts or {})
         self.stopped = ""
-        self._reason = None if stop is None else StopReason(stop)
+        self._writing = Writing(self.directory, keep)
+        self._copies = Copies()
+        self._reason: StopReason | None = None
+        if every is not None or stop is not None:  # a failure stops all, too
+            self._reason = StopReason(lambda: self._writing.failure or (stop() if stop else ""))
         self._vote = StopVote()
-        self._every, self._keep, self._resume = every, keep, resume
+        self._every, self._resume = every, resume
         self._about = about if isinstance(about, Identity) else Identity(dict(about or {}), {})
         self._identity: dict[str, Any] = {}
         self._loaded: Tree | None = None
@@ -142,9 +155,13 @@ class Checkpoints:
         self._identity = dict(about.values)  # as the manifest will say it
         found = search(w, self.directory, self._resume, about, stop)
         if found is not None:
-            self.last, self.found, self._loaded = found.path, found.manifest, found.tree
+            self._writing.last, self.found, self._loaded = found.path, found.manifest, found.tree
             self._steps = found.manifest.steps
         self._opened = True
+
+    @property
+    def last(self) -> Path | None:  # noqa: D102  # above
+        return self._writing.last
 
     def last_in(self, path: Path) -> str | None:
         """Return :attr:`last` as seen from a directory."""
@@ -163,9 +180,11 @@ class Checkpoints:
             await restore(state, tree["state"])
             await w.compute(lambda: self._load_program(w, tree), "going on from a checkpoint")
         if self._every is not None:
-            await snapshot(state)  # refuses now what could not be saved later
-        if not synchronous and (self._every is not None or self._reason is not None):
-            self._word = w.request_word()
+            await snapshot(state, self._copies)  # refuses now what could not be saved later
+        if self._reason is not None:
+            self._writing.open(w)
+            if not synchronous:
+                self._word = w.request_word()
         self._listen(w)
         self._plan(w.step)
 
@@ -184,6 +203,9 @@ class Checkpoints:
     async def pause(self, w: MPIWorker, state: Any) -> bool:
         """Save the run if it has moved; when all ranks are here and nothing is in flight.
 
+        What is saved is copied here and written beside the training. The last one of a run, and the
+        one before if it is not written yet, is waited for.
+
         Returns
         -------
         bool
@@ -193,9 +215,9 @@ class Checkpoints:
         Raises
         ------
         RunFailed
-            On all ranks, if one cannot write. The checkpoints before stay as they are.
+            On all ranks, if one could not write. The checkpoints before stay as they are.
         """
-        if self._every is None and self._reason is None:
+        if self._reason is None:
             return False
         if self._listener is not None:
             w.cancel(self._listener)
@@ -212,6 +234,9 @@ class Checkpoints:
         rows = (await w.vote(mine.view(-1))).view(w.size, 2)
         steps = rows[:, 0].tolist()
         stopping = bool((rows[:, 1] & STOP).any())
+        waited_s = await self._writing.settle(w)
+        if waited_s > _LONG_S and not stopping and w.rank == 0:
+            _log.warning(_SLOW, waited_s, self.last)
         if steps != self._steps and (stopping or self._every is not None):
             await self._save(w, state, steps)
         if stopping:
@@ -221,6 +246,8 @@ class Checkpoints:
         goes_on = bool(rows[:, 1].any()) and not stopping
         if goes_on:
             self._listen(w)
+        else:
+            await self._writing.close(w)
         return goes_on
 
     def _why(self) -> str:
@@ -242,51 +269,18 @@ class Checkpoints:
             self._next = step + self._every - phase
 
     async def _save(self, w: MPIWorker, state: Any, steps: list[int]) -> None:
+        """Copy this rank's part; writing it goes on beside the training."""
+        began_s = time.monotonic()
         previous = -1 if self.last is None else files.number_of(self.last)
         number = max(sum(steps) // self._workers, previous + 1)
-        path = files.path_of(self.directory, number)
-        tree = {"worker": w.state_dict(), "state": await snapshot(state)}
+        tree = {"worker": w.state_dict(), "state": await snapshot(state, self._copies)}
         tree |= await w.compute(lambda: self._program(w), "collecting a checkpoint")
-        # no rank goes on before all have their copies: each of these waits for all
-        await self._together(w, path, lambda: files.prepare(path), only=0)
-        written = await self._together(
-            w, path, lambda: json.dumps(asdict(files.write_part(path, w.rank, tree)))
-        )
-
-        def commit() -> None:
-            parts = [File(**json.loads(text)) for text in written]
-            files.commit(path, Manifest(number, self._identity, steps, parts))
-            files.prune(self.directory, number, self._keep)
-
-        await self._together(w, path, commit, only=0)
-        self.last, self._steps = path, steps
-
-    async def _together(
-        self,
-        w: MPIWorker,
-        path: Path,
-        attempt: Callable[[], object],
-        only: int | None = None,
-    ) -> list[str]:
-        """Make `attempt` on all ranks or one; return what each came to, or fail on all."""
-        answer = _DONE
-        if only is None or w.rank == only:
-            try:
-                answer += str(await w.compute(attempt, "writing a checkpoint"))
-            except OSError as error:
-                answer = str(error) or repr(error)
-        answers = await exchanged(w, answer, _ANSWER_BYTES)
-        failed = [rank for rank, said in enumerate(answers) if not said.startswith(_DONE)]
-        if failed:
-            if w.rank == 0:
-                await w.compute(lambda: files.discard(path), "removing a checkpoint")
-            await exchanged(w, "")
-            valid = f"{self.last} is the last valid one" if self.last else "there is none yet"
-            raise RunFailed(
-                f"rank {failed[0]} cannot write the checkpoint {path}: {answers[failed[0]]}. The "
-                f"run ends; {valid}. Make room or give write access, then use --resume auto"
-            )
-        return [said.removeprefix(_DONE) for said in answers]
+        packed = Packed.of(tree)
+        await w.collectives.barrier()  # no rank goes on before all have their copies
+        manifest = Manifest(number, self._identity, steps, [])
+        self._writing.begin(w, packed, manifest)
+        self._steps = steps
+        self.held_up_s.append(time.monotonic() - began_s)
 
     def _program(self, w: MPIWorker) -> Tree:
         """Return what the program's thread has: data cursor, torch's streams, parts."""

@@ -103,7 +103,28 @@ def prepare(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def write_part(path: Path, rank: int, tree: Tree) -> File:
+@dataclass(frozen=True)
+class Packed:
+    """A tree as a file holds it: its tensors, not copied if they are on the CPU, and the rest."""
+
+    tensors: dict[str, torch.Tensor]
+    values: str
+
+    @classmethod
+    def of(cls, tree: Tree) -> Packed:
+        """Pack `tree`.
+
+        Raises
+        ------
+        TypeError
+            If it holds something that cannot be saved.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        values = json.dumps(_packed(tree, "", tensors))
+        return cls(tensors, values)
+
+
+def write_part(path: Path, rank: int, content: Tree | Packed) -> File:
     """Write one rank's file and see that it is on the disk.
 
     Raises
@@ -111,12 +132,11 @@ def write_part(path: Path, rank: int, tree: Tree) -> File:
     OSError
         If it cannot be written; nothing of it is left then.
     TypeError
-        If `tree` holds something that cannot be saved.
+        If `content` holds something that cannot be saved.
     """
+    packed = content if isinstance(content, Packed) else Packed.of(content)
     target = path / f"rank-{rank:04d}.safetensors"
-    tensors: dict[str, torch.Tensor] = {}
-    values = json.dumps(_packed(tree, "", tensors))
-    save_tensors(target, tensors, {"values": values})
+    save_tensors(target, packed.tensors, {"values": packed.values})
     with target.open("rb") as file:
         return File(target.name, target.stat().st_size, _sha256(file))
 

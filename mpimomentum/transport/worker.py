@@ -21,6 +21,7 @@ from mpimomentum.transport.node_shared import NodeShared, require_room
 from mpimomentum.transport.progress import Coro, Task
 from mpimomentum.transport.request_word import RequestWord
 from mpimomentum.transport.session import Session
+from mpimomentum.transport.side_channel import SideChannel
 from mpimomentum.transport.sums import AccumulateSums
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Objective, Vector
@@ -80,6 +81,7 @@ class MPIWorker(Session, BaseWorker):
         self._counters: list[FetchAddCounter] = []
         self._sums: list[AccumulateSums] = []
         self._words: list[RequestWord] = []
+        self._channels: list[SideChannel] = []
         self._shared: list[NodeShared] = []
         self._before, self._spent_before = Moved(), Seconds()
         try:
@@ -217,6 +219,12 @@ class MPIWorker(Session, BaseWorker):
         self._words.append(word)
         return word
 
+    def side_channel(self) -> SideChannel:
+        """Make a way to tell all ranks something beside what the run does. Collective."""
+        channel = SideChannel(self.env)
+        self._channels.append(channel)
+        return channel
+
     async def free(self) -> None:
         """Free the windows, mailboxes and counters, and what the ranks of a node share."""
         await self.release()
@@ -290,6 +298,7 @@ class MPIWorker(Session, BaseWorker):
             self._counters,
             self._sums,
             self._words,
+            self._channels,
         ]
         for kind in made:
             for item in kind:

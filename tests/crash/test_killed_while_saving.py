@@ -49,3 +49,19 @@ def test_killed_while_saving(
     assert names == ["step-000023"]  # what was half written has gone, too
     left = {p.name for p in (out / "checkpoints" / names[0]).iterdir()}
     assert left == {"manifest.json", "rank-0000.safetensors", "rank-0001.safetensors"}
+
+
+@pytest.mark.parametrize("algorithm", ["d-psgd", "ad-psgd"])
+def test_a_full_disk_ends_the_run_on_all_ranks_and_the_one_before_stays(
+    tmp_path: Path, algorithm: str
+) -> None:
+    out = tmp_path / "run"
+    failed = launch(2, SAVING, str(out), algorithm, "1000000", "a full disk", tmp_path=tmp_path)
+    assert failed.returncode not in (0, 85)
+    assert "RunFailed: rank 1 cannot write the checkpoint" in failed.output
+    assert re.search(r"too large|os error 27", failed.output)
+    (path,) = files.committed(out / "checkpoints")
+    assert f"{path} is the last valid one" in failed.output
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [path.name]
+    for file in files.read_manifest(path).files:
+        files.read_part(path, file)

@@ -2,13 +2,15 @@
 
 usage: mpirun -n N python saving.py OUT ALGORITHM STEPS [PLACE]
 
-With PLACE a rank says "pid RANK PID" and "stopped at PLACE", and waits to be killed. At the end
+With PLACE a rank says "pid RANK PID" and "stopped at PLACE", and waits to be killed; at "a full
+disk" rank 1 can write no file of more than 1000 bytes after its first checkpoint. At the end
 rank 0 says "went on from NUMBER" (-1: from nothing) and "finished STEPS".
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -59,6 +61,15 @@ def interrupt(place: str, rank: int) -> None:
             return rename(path, target)
 
         Path.replace = replace
+    elif place == "a full disk":
+        if rank == 1:  # as soon as the first checkpoint is there
+            write = files.save_file
+
+            def save_file(*args: Any) -> None:
+                write(*args)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+            files.save_file = save_file
     elif place == "before pruning":
         files.prune = before(files.prune, place, rank, writer=0)
     else:

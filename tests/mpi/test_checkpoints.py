@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,6 +412,66 @@ def test_a_rank_that_cannot_write_ends_the_run_on_all(
     assert len(left) == 1
     assert f"{left[0].name} is the last valid one" in str(failed.value)
     saved(left[0])
+
+
+@pytest.mark.parametrize("algorithm", [mm.AllReduceSGD(lr=0.1, mu=0.9), mm.ADPSGD(lr=0.1, mu=0.9)])
+def test_training_goes_on_while_a_checkpoint_is_written(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    algorithm: Any,
+) -> None:  # fmt: skip
+    """No disk takes anything until its rank has made five steps more, or all it has to make."""
+    w = make_worker("complete")
+    out = shared(w, tmp_path)
+    write, on = files.save_file, threading.Event()
+    went_on, states = [], []
+
+    def slow(tensors: Any, path: Path, about: Any) -> None:
+        went_on.append(on.wait(60))
+        write(tensors, path, about)
+
+    def observe(worker: Any, state: Any) -> None:
+        if worker.step in (25, 30):
+            on.set()
+
+    class Kept(mm.Checkpoints):
+        async def pause(self, w: Any, state: Any) -> bool:
+            states.append(await snapshot(state))
+            return await super().pause(w, state)
+
+    monkeypatch.setattr(files, "save_file", slow)
+    # rank 0 alone asks: asked for the second one, a rank might not have made its five steps yet
+    checkpoints = Kept(out, every=1000 if w.rank and not algorithm.synchronous else 20)
+    mm.run(algorithm, scattered, 30, worker=w, observe=observe, checkpoints=checkpoints)
+    told(w, "")
+    assert all(went_on)
+    found = files.committed(out / "checkpoints")[::-1]
+    assert len(found) == len(states) >= 2
+    for path, state in zip(found, states, strict=True):  # as it was, not as it has become
+        _, parts = saved(path)
+        for name, value in state.items():
+            torch.testing.assert_close(parts[w.rank]["state"][name], value, rtol=0, atol=0)
+
+
+def test_one_checkpoint_is_written_at_a_time_and_none_is_left_out(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+    write, busy = files.write_part, threading.Lock()
+
+    def alone(*args: Any) -> files.File:
+        assert busy.acquire(blocking=False)
+        try:
+            return write(*args)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(files, "write_part", alone)
+    mm.run(mm.DPSGD(lr=0.1), scattered, 9, worker=w, checkpoints=mm.Checkpoints(out, 1, keep=99))
+    told(w, "")
+    assert [files.number_of(p) for p in files.committed(out / "checkpoints")] == [*range(9, 0, -1)]
+    for path in files.committed(out / "checkpoints"):
+        saved(path)
 
 
 @dataclass(frozen=True)
