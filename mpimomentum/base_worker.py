@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mpimomentum.measures import Tally
+from mpimomentum.measures import Spans, Tally
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Mixing, Objective, Vector
 
@@ -45,11 +45,14 @@ class BaseWorker:
         Of the current run, unless `take_record` is set.
     take_record : callable, optional
         Gets every record instead, as it is made, in the thread that makes it: must be quick.
+    spans : Spans, optional
+        Told the timeline of the run that begins next; counters of what is recorded, too.
     tally : Tally
         What the records of the current run come to.
     """
 
     take_record: Callable[[Record], object] | None = None
+    spans: Spans | None = None
 
     def __init__(self, rank: int, size: int, topology: Topology, seed: int) -> None:
         self.rank = rank
@@ -158,6 +161,8 @@ class BaseWorker:
         for name, value in scalars.items():
             row[name] = value if isinstance(value, (int, float)) else float(value)
         self.tally.count(row)
+        if self.spans is not None and "tau" in row:
+            self.spans.count("staleness", row["tau"])
         if self.take_record is None:
             self.records.append(row)
         else:

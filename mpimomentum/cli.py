@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.metadata import version
 from json import dumps
@@ -12,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from mpimomentum.reports import commands
 from mpimomentum.runtime import listing, logs, trainer
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
@@ -191,10 +194,17 @@ def list_(what: str | None = None, /, *, json: bool = False) -> None:
     print(dumps(found, indent=2) if json else "\n".join(listing.lines(found)))
 
 
+commands.register(app)
+
+
 def main() -> None:
     """Run the command line; bad input is one line on rank 0, and exit code 2."""
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # or it fails when nobody can say so any more
+    except BrokenPipeError:  # as in `mpimomentum list | head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (BadInput, CycloptsError) as error:
         known = error if isinstance(error, BadInput) else in_words(error)
         refuse(known, on_ranks=sys.argv[1:2] == ["train"])
@@ -206,3 +216,9 @@ def main() -> None:
 def _console() -> Console:
     # Open MPI gives ranks a pseudo-terminal even where mpirun writes to a file: no escape codes
     return Console(color_system=None, highlight=False)
+
+
+if __name__ == "__main__":  # python -m mpimomentum.cli
+    from mpimomentum.__main__ import main as program
+
+    program()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mpimomentum.measures.spans import Spans
+
 Spent = Literal["gossip", "wait", "idle"]
 """What time goes into while no gradient is owed."""
 
@@ -43,12 +45,17 @@ class TimeSplit:
         When it begins, on the clock of all other times given to it.
     before : Seconds, optional
         Of an earlier part of the same run.
+    spans : Spans, optional
+        Told everything that is put down.
     """
 
-    __slots__ = ("computing", "seconds", "since_s")
+    __slots__ = ("computing", "seconds", "since_s", "spans")
 
-    def __init__(self, now_s: float, before: Seconds | None = None) -> None:
+    def __init__(
+        self, now_s: float, before: Seconds | None = None, spans: Spans | None = None
+    ) -> None:
         self.computing = False
+        self.spans = spans
         self.seconds = replace(before) if before is not None else Seconds()
         self.since_s = now_s
 
@@ -57,6 +64,8 @@ class TimeSplit:
         took_s = until_s - self.since_s
         if took_s <= 0:
             return
+        if self.spans is not None:
+            self.spans.spend(self.since_s, until_s, on, self.computing)
         self.since_s = until_s
         seconds = self.seconds
         if self.computing:
@@ -71,7 +80,7 @@ class TimeSplit:
             seconds.idle += took_s
 
     def copy(self) -> TimeSplit:
-        """Return a copy, which goes on by itself."""
+        """Return a copy, which goes on by itself and tells nobody."""
         other = TimeSplit(self.since_s, self.seconds)
         other.computing = self.computing
         return other

@@ -195,6 +195,9 @@ class Output:
         Steps between two losses in the records.
     tensorboard : bool
         Write for TensorBoard, too: `tensorboard --logdir DIR`.
+    trace : bool
+        Write each rank's timeline, trace-RANK.json, for https://ui.perfetto.dev; together:
+        `mpimomentum trace merge DIR`.
     log_level : str
         debug, info, warning or error: what is said on standard error, about choices and fallbacks.
     """
@@ -203,6 +206,7 @@ class Output:
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
     log_every: int = 10
     tensorboard: bool = False
+    trace: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
     def __post_init__(self) -> None:

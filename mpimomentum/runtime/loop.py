@@ -10,7 +10,9 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from mpimomentum.measures import Spans, Traffic
 from mpimomentum.runtime.schedule import LRSchedule
+from mpimomentum.runtime.timeline import Timeline
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Handle, Objective, Vector, Window, Worker
 
@@ -22,6 +24,11 @@ class RunWorker(Worker, Protocol):
     """What the loop asks of a worker beside the contract."""
 
     topology: Topology
+    spans: Spans | None
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this rank's communication moved."""
 
     def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
         """Begin a run."""
@@ -47,6 +54,11 @@ class RunWorker(Worker, Protocol):
 
 class Pauses(Protocol):
     """What takes checkpoints: :class:`mpimomentum.runtime.checkpoint.Checkpoints`."""
+
+    @property
+    def last(self) -> object:
+        """The newest checkpoint; None without any."""
+        return None
 
     async def begin(self, w: Any, state: Any, workers: int, synchronous: bool) -> None:
         """Go on from an earlier part of the run, if there is one; before the first step."""
@@ -142,9 +154,11 @@ async def train(
     if pauses is not None:
         await pauses.begin(w, state, len(workers), algorithm.synchronous)
     await w.start()
+    timeline = Timeline(w)
     service = None
     if w.rank in servers and hasattr(algorithm, "serve"):
-        service = w.spawn(algorithm.serve(w, state), f"serving on rank {w.rank}")
+        serving = timeline.serving(algorithm.serve(w, state))
+        service = w.spawn(serving, f"serving on rank {w.rank}")
     try:
         while True:
             paused = False
@@ -153,14 +167,14 @@ async def train(
                 while w.rank in workers and not paused and await _goes_on(w, algorithm, stop):
                     if schedule is not None:
                         w.lr = float(algorithm.lr) * schedule.factor(w.step)
-                    await algorithm.step(w, state)
+                    await timeline.step(w.step, algorithm.step(w, state))
                     w.step += 1
                     observe(w, state)
                     paused = pauses is not None and await pauses.due(w)
             w.stepping(paused)
             # a pause and the end alike, so that ranks that have finished come to every pause
             await w.quiesce()
-            if pauses is None or not await pauses.pause(w, state):
+            if pauses is None or not await timeline.pause(pauses, pauses.pause(w, state)):
                 break
     finally:
         if service is not None:

@@ -121,6 +121,8 @@ def in_words(error: CycloptsError) -> BadInput:
         text = f"{error.token.keyword} is given twice: give it once"
     elif isinstance(error, MissingArgumentError) and error.keyword:
         text = f"{error.keyword} needs a value: `mpimomentum {command} --help` shows which"
+    elif isinstance(error, MissingArgumentError):
+        text = f"{text.rstrip('.')}: `mpimomentum {command} --help` shows examples"
     elif isinstance(error, UnusedCliTokensError) and not isinstance(error, UnknownCommandError):
         text = f"{' '.join(error.unused_tokens or ())!r} is too much: " + (
             "give one TOML file at most, everything else as --flags"

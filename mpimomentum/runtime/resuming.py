@@ -15,6 +15,7 @@ from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.records import DIRECTORY as RECORDS
 from mpimomentum.runtime.records import path_of
+from mpimomentum.runtime.trace import TRACES
 
 
 def choose(config: TrainConfig, algorithm: str, ranks: int) -> Path:
@@ -71,6 +72,8 @@ def take_back(path: Path, config: TrainConfig) -> None:
         return
     (path / telemetry.CONFIG).unlink(missing_ok=True)
     shutil.rmtree(path / RECORDS, ignore_errors=True)
+    for trace in path.glob(TRACES):
+        trace.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds something else
         path.rmdir()
 

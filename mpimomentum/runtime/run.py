@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mpimomentum.runtime.finite_sum import check_objective
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
+from mpimomentum.runtime.trace import CLOCK, Trace
 from mpimomentum.simulator import Clock, Simulation
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Objective, Vector
@@ -106,6 +108,7 @@ def simulate(
     observe: Observe | None = None,
     schedule: LRSchedule | None = None,
     take_record: TakeRecord | None = None,
+    traces: Sequence[Trace] | None = None,
 ) -> Run:
     """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
 
@@ -129,6 +132,8 @@ def simulate(
     take_record : callable, optional
         Called with every record, in order of time; the Run then has none, so that memory is
         bounded.
+    traces : sequence of Trace, optional
+        One for each worker, to take its timeline; closed at the end.
 
     Returns
     -------
@@ -154,10 +159,18 @@ def simulate(
     async def rank(w: Any) -> None:
         objectives[w.rank] = f = _part(algorithm, objective, workers, w.rank)
         w.take_record = take_record
+        if traces is not None:
+            w.spans = traces[w.rank].spans
+            w.spans.full = traces[w.rank].write  # nothing is lost: the clock stands meanwhile
         w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
         states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
-    simulation.run(rank)
+    try:
+        simulation.run(rank)
+    finally:
+        for w, trace in zip(simulation.workers, traces or (), strict=traces is not None):
+            w.end_spans()
+            trace.close()
     x = torch.stack([model_of(s) for s in states])
     mean = x.mean(dim=0)
     return Run(
@@ -193,6 +206,7 @@ def run(
     schedule: LRSchedule | None = None,
     checkpoints: Checkpoints | None = None,
     take_record: TakeRecord | None = None,
+    trace: Trace | None = None,
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -217,6 +231,8 @@ def run(
     take_record : callable, optional
         Called with every record of this rank, on the communication thread; the Run then has none,
         so that memory is bounded.
+    trace : Trace, optional
+        Takes this rank's timeline; on all ranks or on none. To be entered and left by the caller.
 
     Returns
     -------
@@ -234,20 +250,29 @@ def run(
     if checkpoints is not None:
         checkpoints.open(w, algorithm, f.dim, stop)
 
+    async def compare_clocks() -> None:
+        if trace is not None:
+            t = trace
+            t.note(CLOCK, await w.compare_clocks(lambda: t.clock(time.monotonic())))
+
     async def everything() -> Run:
+        await compare_clocks()
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
+        w.end_spans()
         measured = [w.now_s(), *astuple(w.traffic), *astuple(w.time_split())]
         result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
+        await compare_clocks()
         await w.release()
         return result
 
     w.take_record = take_record
+    w.spans = None if trace is None else trace.spans
     w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
     try:
         return w.run(everything(), f"a run of {algorithm.name}")
     finally:
-        w.take_record = None
+        w.take_record = w.spans = None
 
 
 async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool) -> Run:

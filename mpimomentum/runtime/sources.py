@@ -51,7 +51,8 @@ def from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
         return
     path = Path(tokens[0].value).expanduser()
     table = read(path, commands[0])
-    source = Dict(table, source=str(path), use_commands_as_keys=False)
+    # under the command's name, or keys that are commands, too, such as trace, would be left out
+    source = Dict({commands[0]: table}, source=str(path), use_commands_as_keys=True)
     _one_length(source, app, commands, arguments)
 
 

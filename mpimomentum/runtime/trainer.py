@@ -14,6 +14,7 @@ import torch
 from mpimomentum.base_worker import torch_seed
 from mpimomentum.runtime import records, stop_signal, telemetry
 from mpimomentum.runtime import run as runs
+from mpimomentum.runtime import trace as traced
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
@@ -30,6 +31,8 @@ from mpimomentum.runtime.progress_bar import show
 from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
 from mpimomentum.runtime.resuming import choose, make_ready, take_back, take_records
 from mpimomentum.runtime.tensorboard import TensorBoard
+from mpimomentum.runtime.timeline import noting
+from mpimomentum.runtime.trace import Trace
 from mpimomentum.simulator import Clock
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     worker.topology = job.topology
     worker.seed = config.seed
     path, checkpoints = _begun(job, worker)
-    stream = _records(path, config, worker)
+    stream, trace = _outputs(path, config, worker)
     checkpoints.parts["records"] = stream
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
@@ -92,7 +95,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         )
 
     torch.manual_seed(torch_seed(config.seed, worker.rank))
-    with monitor, once(path):
+    with trace or contextlib.nullcontext(), monitor, once(path):
         run = runs.run(
             job.algorithm,
             objective,
@@ -104,6 +107,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             schedule=job.schedule,
             take_record=stream.put,
             checkpoints=checkpoints,
+            trace=trace,
         )
     if checkpoints.stopped:
         raise Stopped(
@@ -174,6 +178,8 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     )
     torch.manual_seed(torch_seed(config.seed))
     file = RecordFile(out / records.DIRECTORY / "all.jsonl")
+    ranks = range(job.size) if config.output.trace else ()
+    traces = [Trace(traced.path_of(out, rank), rank) for rank in ranks]
     with monitor, once(out), contextlib.closing(file):
         run = runs.simulate(
             job.algorithm,
@@ -187,6 +193,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             observe=finite(monitor.observe),
             schedule=job.schedule,
             take_record=lambda record: file.append((record,)),
+            traces=traces or None,
         )
     file.path.rename(out / telemetry.METRICS)  # in order of time already
     file.path.parent.rmdir()
@@ -215,7 +222,7 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
         saving.keep,
         saving.resume,
         about=config.pinned() | Identity({"train_samples": len(job.dataset.train_y)}, {}),
-        stop=stop_signal.received,
+        stop=noting(worker, stop_signal.received),
     )
     checkpoints.open(worker, algorithm, job.dim, job.stop)
     agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)
@@ -226,10 +233,18 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
     return path, checkpoints
 
 
-def _records(path: Path, config: TrainConfig, worker: MPIWorker) -> RecordStream:
-    """Return this rank's records, its file open; a run that cannot have them leaves nothing."""
+def _outputs(
+    path: Path, config: TrainConfig, worker: MPIWorker
+) -> tuple[RecordStream, Trace | None]:
+    """Return this rank's records and timeline, open; a run that cannot have them leaves nothing."""
+    rank = worker.rank
+
+    def opened() -> tuple[RecordStream, Trace | None]:
+        stream = RecordStream(path_of(path, rank))
+        return stream, Trace(traced.path_of(path, rank), rank) if config.output.trace else None
+
     try:
-        return agreed(worker, lambda: RecordStream(path_of(path, worker.rank)))
+        return agreed(worker, opened)
     except BadInput:
         if worker.rank == 0:
             take_back(path, config)

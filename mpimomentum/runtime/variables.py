@@ -23,7 +23,6 @@ RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
         "Read by the installation: 1 demands CUDA kernels, 0 leaves them out.",
     ),
     "MPIMOMENTUM_FAKE_NODES": ("", "Tests only: ranks of one node believe they are on so many."),
-    "MPIMOMENTUM_TRACE": ("", "Not read yet: traces of a run."),
     "MPIMOMENTUM_DEVICE": ("", "Not read yet: where models live."),
     "MPIMOMENTUM_STAGING": ("", "Not read yet: how vectors get from a GPU to MPI."),
 }

@@ -225,7 +225,16 @@ class VirtualWorker(BaseWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows."""
         await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values, 0.0)
-        self._split = TimeSplit(self.now_s())
+        if self.spans is not None:
+            self.spans.begin(self.now_s, self.now_s())
+        self._split = TimeSplit(self.now_s(), spans=self.spans)
+
+    def end_spans(self) -> None:
+        """End the spans of the run."""
+        self._account()
+        self._split.spans = None
+        if self.spans is not None:
+            self.spans.close()
 
     def stepping(self, has_steps: bool) -> None:
         """Say whether this rank has steps to make: what it waits for is idle time if not."""
@@ -249,6 +258,8 @@ class VirtualWorker(BaseWorker):
     def _account(self, owed: int = 0, travelling: int = 0) -> None:
         """Put the time so far down, then count what begins (1) or ends (-1) now."""
         self._split.spend(self.now_s(), "gossip" if self._travelling else self._at_rest)
+        if owed > 0 and self._split.spans is not None:
+            self._split.spans.cut()
         self._owed += owed
         self._travelling += travelling
         self._split.computing = self._owed > 0

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpimomentum.measures import Seconds, Spent, TimeSplit
+from mpimomentum.measures import Seconds, Spans, Spent, TimeSplit
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")
@@ -193,6 +193,8 @@ class Engine:
         self._account(self.split, now_s, "gossip")  # within a poll: a coroutine runs
         self.gradients_asked += 1
         self.split.computing = True
+        if self.split.spans is not None:
+            self.split.spans.cut()
 
     def gradient_returned(self) -> None:
         """Count a gradient as returned: for the thread that computed it."""
@@ -204,10 +206,19 @@ class Engine:
         self._account(self.split, min(self._began_poll_s, time.monotonic()), self.at_rest)
         self.at_rest = at_rest
 
-    def begin_split(self, now_s: float, before: Seconds) -> None:
+    def begin_split(self, now_s: float, before: Seconds, spans: Spans | None) -> None:
         """Let :attr:`split` count from `now_s`, which has just passed, on top of `before`."""
-        self.split = TimeSplit(now_s, before)
+        self.split = TimeSplit(now_s, before, spans)
         self.split.computing = self.computing
+
+    def end_spans(self, now_s: float) -> None:
+        """Tell the spans of :attr:`split` what has gone on up to `now_s`, and no more."""
+        spans = self.split.spans
+        if spans is not None:
+            self._account(self.split, min(self._began_poll_s, now_s), self.at_rest)
+            self._account(self.split, now_s, "gossip")
+            self.split.spans = None
+            spans.close()
 
     def split_until(self, now_s: float) -> Seconds:
         """Return :attr:`split`, with what has gone on since something moved, up to `now_s`."""

@@ -14,6 +14,7 @@ from mpimomentum.base_worker import BaseWorker
 from mpimomentum.measures import Seconds, Traffic
 from mpimomentum.topology import Topology
 from mpimomentum.transport.accumulate import AccumulateWindow
+from mpimomentum.transport.clocks import ClockReading, compare_clocks
 from mpimomentum.transport.counter import FetchAddCounter
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
@@ -250,7 +251,17 @@ class MPIWorker(Session, BaseWorker):
         await self.collectives.barrier()
         now_s = time.monotonic()
         self._began_s = now_s - self.elapsed_s
-        self._engine.begin_split(now_s, self._spent_before)
+        if self.spans is not None:
+            self.spans.begin(time.monotonic, self._began_s)
+        self._engine.begin_split(now_s, self._spent_before, self.spans)
+
+    def end_spans(self) -> None:
+        """End the spans of the run: what follows is not a part of it."""
+        self._engine.end_spans(time.monotonic())
+
+    async def compare_clocks(self, clock: Callable[[], float]) -> ClockReading:
+        """Compare `clock` with that of rank 0. Collective."""
+        return await compare_clocks(self.env, clock)
 
     def stepping(self, has_steps: bool) -> None:
         """Say whether this rank has steps to make: what it waits for is idle time if not."""

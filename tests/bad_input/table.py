@@ -396,7 +396,21 @@ SAVING = [
     simulate("--resume auto", "resume=auto", "leave resume out"),
 ]
 
+HALF = '[\n{"name":"step 0","ph":"X","pid":0,"tid":0,"ts":0,"dur":1},\n{"name":\n'
+
+LOOKING = [
+    Row("trace merge", ("DIRECTORY", "--help")),
+    Row("trace merge nowhere", ("nowhere", "no such directory", "--trace")),
+    Row("trace merge .", ("trace-*.json", "--trace"), {"config.toml": ""}),
+    Row("trace merge . --out no/t.json", ("no/t.json", "another --out"), {"trace-0.json": "[\n"}),
+    Row("trace merge .", ("trace-3.json", "not a rank's timeline"), {"trace-3.json": "{}"}),
+    Row("trace merge .", ("trace-0.json", "line 3"), {"trace-0.json": HALF}),
+    Row("trace mrge .", ("mrge", "merge")),
+    Row("train", ("MPIMOMENTUM_TRACE=2", "true"), env={"MPIMOMENTUM_TRACE": "2"}),
+]
+
 ROWS = [
+    *LOOKING,
     *NAMES,
     *SYNTAX,
     *TYPES,

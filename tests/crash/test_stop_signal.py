@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mpimomentum.reports.traces import events
 from mpimomentum.runtime import checkpoint_files as files
 from tests.launch import launch, start
 
@@ -30,6 +31,7 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
         str(out),
         "--resume",
         "auto",
+        "--trace",
     ]
     job = start(2, STOPPING, *run, "--steps", "1000000", "--progress", "lines", tmp_path=tmp_path)
     output = job.wait_for("samples/s")  # it is under way
@@ -41,6 +43,9 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
     assert not (out / "summary.json").exists()
 
     (path,) = files.committed(out / "checkpoints")
+    said = {r: {e["name"] for e in events(out / f"trace-{r}.json")} for r in range(2)}
+    assert f"request to stop: {name}" in said[1] - said[0]
+    assert all("checkpoint" in names for names in said.values())
     steps = files.read_manifest(path).steps
     assert min(steps) > 0
     if algorithm == "d-psgd":  # neither was a step ahead
@@ -49,6 +54,7 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
     assert done.returncode == 0, done.output
     assert f"going on from {path}" in done.output
     assert (out / "summary.json").exists()
+    assert (out / "trace-1.1.json").exists()  # of the first part
 
 
 def test_signals_are_caught_before_anything_that_takes_long() -> None:
