@@ -258,8 +258,7 @@ def run(
     async def everything() -> Run:
         await compare_clocks()
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
-        w.end_spans()
-        measured = [w.now_s(), *astuple(w.traffic), *astuple(w.time_split())]
+        measured = [w.now_s(), *astuple(w.traffic), *astuple(w.end_spans())]
         result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
         await compare_clocks()

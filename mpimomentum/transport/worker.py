@@ -255,9 +255,11 @@ class MPIWorker(Session, BaseWorker):
             self.spans.begin(time.monotonic, self._began_s)
         self._engine.begin_split(now_s, self._spent_before, self.spans)
 
-    def end_spans(self) -> None:
-        """End the spans of the run: what follows is not a part of it."""
-        self._engine.end_spans(time.monotonic())
+    def end_spans(self) -> Seconds:
+        """End the spans of the run; return :meth:`time_split`, which they come to."""
+        now_s = time.monotonic()
+        self._engine.end_spans(now_s)
+        return self._engine.split_until(now_s)
 
     async def compare_clocks(self, clock: Callable[[], float]) -> ClockReading:
         """Compare `clock` with that of rank 0. Collective."""

@@ -66,7 +66,7 @@ def test_spans_nest_and_come_to_the_time_split(make_worker, tmp_path, algorithm)
     run, trace = traced(w, tmp_path, algorithm)
     found = json.loads(trace.path.read_text())
     timelines.check_nesting(found)
-    timelines.check_seconds(found, asdict(run.time_split[w.rank]), within_s=5e-4)
+    timelines.check_seconds(found, asdict(run.time_split[w.rank]), within_s=1e-6)
     assert timelines.steps(found) == list(range(run.updates[w.rank]))
     names = [e["name"] for e in found]
     assert names.count("compute") == run.updates[w.rank]
