@@ -190,6 +190,24 @@ void exchange(nb::handle x_, nb::handle y_, nb::handle delta_) {
   });
 }
 
+std::int64_t exchange_finite(nb::handle x_, nb::handle y_, nb::handle delta_) {
+  Call call("mm.mix.exchange_finite");
+  const Array x = call.array("x", x_, kFloats, Use::kWrite);
+  const Array y = call.array("y", y_, {x.dtype}, Use::kRead, x.size);
+  const Array delta = call.array("delta", delta_, {x.dtype}, Use::kWrite, x.size);
+  if (x.device != kCpu) {
+    call.refuse_value("x is on a CUDA device, where nothing waits for what is found: use exchange");
+  }
+  std::int64_t done = 0;
+  with_type(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    call.run([&](const Implementation& kernels, Stream) {
+      done = of(kernels, t).exchange_finite(x.as<T>(), y.as<const T>(), x.size, delta.as<T>());
+    });
+  });
+  return done;
+}
+
 void mix(nb::handle rows_, nb::handle weights_, nb::handle out_) {
   Call call("mm.mix.mix");
   const Array out = call.array("out", out_, kFloats, Use::kWriteMaybeInPlace);
@@ -264,6 +282,7 @@ NB_MODULE(_csrc, m) {
   m.def("decode", &mm::decode, "rows"_a, "scales"_a, "ends"_a, "first"_a, "out"_a);
   m.def("average", &mm::average, "x"_a, "y"_a, "out"_a);
   m.def("exchange", &mm::exchange, "x"_a, "y"_a, "delta"_a);
+  m.def("exchange_finite", &mm::exchange_finite, "x"_a, "y"_a, "delta"_a);
   m.def("mix", &mm::mix, "rows"_a, "weights"_a, "out"_a);
   m.def("heavy_ball", &mm::heavy_ball, "x"_a, "m"_a, "g"_a, "lr"_a, "mu"_a);
   m.def("server_step", &mm::server_step, "x"_a, "v"_a, "u"_a, "mu"_a);

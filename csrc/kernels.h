@@ -30,6 +30,9 @@ struct Factor {
   std::int64_t segments;
 };
 
+// Elements whose differences are looked at together, while they are in the L1 cache.
+constexpr std::int64_t kLookedAt = 2048;
+
 // Elements whose absolute values are summed together, see Kernels::ef.
 constexpr std::int64_t kLanes = 64;
 constexpr std::int64_t kBlock = 512;
@@ -74,6 +77,11 @@ struct Kernels {
 
   // delta = x - y; x = x - 0.5 * delta. What one end of an average does: y's owner adds 0.5 delta.
   void (*exchange)(T* x, const T* y, std::int64_t n, T* delta, Stream);
+
+  // exchange, block by block of kLookedAt elements, up to the first block with a delta that is not
+  // finite: of that block nothing comes into x. Returns how many elements were exchanged: n, or
+  // where that block begins. On the CPU only; CUDA has none.
+  std::int64_t (*exchange_finite)(T* x, const T* y, std::int64_t n, T* delta);
 
   // out = ((w_0 x_0) + (w_1 x_1)) + ...; out may be one of the rows. The arrays of k pointers and
   // weights are in the CPU's memory in any case, and not used after the call.

@@ -76,6 +76,32 @@ void exchange(T* x, const T* y, std::int64_t n, T* delta, Stream) {
 }
 
 template <typename T>
+std::int64_t exchange_finite(T* x, const T* y, std::int64_t n, T* delta) {
+  for (std::int64_t begin = 0; begin < n; begin += kLookedAt) {
+    const std::int64_t end = begin + kLookedAt < n ? begin + kLookedAt : n;
+    Vector<T> zeros{};  // NaN from the first difference on that is not finite
+    T zero = 0;
+    std::int64_t i = begin;
+    for (; i + kWidth<T> <= end; i += kWidth<T>) {
+      const Vector<T> difference = load(x + i) - load(y + i);
+      store<T>(delta + i, difference);
+      zeros += difference - difference;
+    }
+    for (; i < end; ++i) {
+      delta[i] = x[i] - y[i];
+      zero += delta[i] - delta[i];
+    }
+    for (int lane = 0; lane < kWidth<T>; ++lane) zero += zeros[lane];
+    if (zero != 0) return begin;
+    for (i = begin; i + kWidth<T> <= end; i += kWidth<T>) {
+      store<T>(x + i, load(x + i) - load(delta + i) * T(0.5));
+    }
+    for (; i < end; ++i) x[i] = x[i] - T(0.5) * delta[i];
+  }
+  return n;
+}
+
+template <typename T>
 void mix(const T* const* rows, const T* weights, std::int64_t k, std::int64_t n, T* out, Stream) {
   bool streamed = too_long_for_caches<T>(n);
   for (std::int64_t j = 0; j < k; ++j) streamed = streamed && rows[j] != out;
@@ -144,6 +170,7 @@ template <typename T>
 Kernels<T> with_mixing(Kernels<T> kernels) {
   kernels.average = average<T>;
   kernels.exchange = exchange<T>;
+  kernels.exchange_finite = exchange_finite<T>;
   kernels.mix = mix<T>;
   kernels.heavy_ball = heavy_ball<T>;
   kernels.server_step = server_step<T>;

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpimomentum.measures import Spans, Tally
+from mpimomentum.non_finite import Guard
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Batch, Mixing, Objective, Vector
 
@@ -49,6 +50,8 @@ class BaseWorker:
         Told the timeline of the run that begins next; counters of what is recorded, too.
     tally : Tally
         What the records of the current run come to.
+    guard : Guard, optional
+        Looks at what this rank sends and averages with; set between :meth:`bind` and the start.
     """
 
     take_record: Callable[[Record], object] | None = None
@@ -72,6 +75,7 @@ class BaseWorker:
         self.records: list[Record] = []
         self.tally = Tally()
         self.elapsed_s = 0.0  # of the run before it was resumed
+        self.guard: Guard | None = None
         self._objective: Objective | None = None
 
     def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
@@ -167,6 +171,11 @@ class BaseWorker:
             self.records.append(row)
         else:
             self.take_record(row)
+
+    def _leaving(self, v: Vector, what: str) -> None:
+        """Look at what this rank is about to send."""
+        if self.guard is not None:
+            self.guard.leaving(v, what)
 
     def now_s(self) -> float:
         """Return seconds since the run began, virtual or wall."""

@@ -95,6 +95,13 @@ def exchange(x: Array, y: Array, delta: Array) -> None:
     reference.exchange(v, _like("y", y, v), _like("delta", delta, v, written=True))
 
 
+def exchange_finite(x: Array, y: Array, delta: Array) -> int:
+    v = _tensor("x", x, _FLOATS, written=True)
+    if v.is_cuda:
+        raise ValueError("x is on a CUDA device, where nothing waits for what is found")
+    return reference.exchange_finite(v, _like("y", y, v), _like("delta", delta, v, written=True))
+
+
 def mix(rows: Sequence[Array], weights: Sequence[float], out: Array) -> None:
     total = _tensor("out", out, _FLOATS, written=True)
     if not len(rows) or len(rows) != len(weights):

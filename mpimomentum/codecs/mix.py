@@ -38,6 +38,23 @@ def exchange(x: Array, y: Array, delta: Array) -> None:
     kernels.exchange(x, y, delta)
 
 
+def exchange_finite(x: Array, y: Array, delta: Array) -> int:
+    """Do :func:`exchange` as far as all differences are finite; on the CPU only.
+
+    Parameters
+    ----------
+    x, y, delta : array, (n,), float32 or float64
+        From the returned number on, `x` is as it was and `delta` holds nothing of use.
+
+    Returns
+    -------
+    int
+        How many coordinates were exchanged: n, or where the block of 2048 begins that holds the
+        first difference that is not finite.
+    """
+    return int(kernels.exchange_finite(x, y, delta))
+
+
 def mix(rows: Sequence[A], weights: Sequence[float], out: A | None = None) -> A:
     """Return ``w_0 x_0 + w_1 x_1 + …``, added in this order.
 

@@ -17,6 +17,9 @@ from mpimomentum.worker import Vector
 LANES, BLOCK, SUPERBLOCK = 64, 512, 1024
 """Elements, elements and blocks that are summed together (csrc/kernels.h)."""
 
+LOOKED_AT = 2048
+"""Elements whose differences are looked at together (csrc/kernels.h)."""
+
 _NEGATIVE = {  # dtype -> the integer of its width, the bits of -0 and of -inf in it
     torch.float64: (torch.int64, -(1 << 63), -(1 << 52)),
     torch.float32: (torch.int32, -(1 << 31), -(1 << 23)),
@@ -110,6 +113,15 @@ def exchange(x: Tensor, y: Tensor, delta: Tensor) -> None:
     """Set delta = x - y; x = x - 0.5 delta."""
     torch.sub(x, y, out=delta)
     x.sub_(delta * 0.5)
+
+
+def exchange_finite(x: Tensor, y: Tensor, delta: Tensor) -> int:
+    """Do :func:`exchange` up to the block of LOOKED_AT with a delta that is not finite."""
+    finite = (x - y).isfinite()
+    first = x.numel() if bool(finite.all()) else int(finite.to(torch.uint8).argmin())
+    done = first if first == x.numel() else first // LOOKED_AT * LOOKED_AT
+    exchange(x[:done], y[:done], delta[:done])
+    return done
 
 
 def mix(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:

@@ -42,15 +42,18 @@ class Tally:
         By the ``peer`` or ``source`` of a record; -1: with nobody.
     momentum : Spread
         ``mu`` of every record that has one: where it is chosen while training.
+    bad_gradients, bad_models : int
+        Gradients left out since they were not finite; averages, since one of the models was not.
     """
 
-    __slots__ = ("momentum", "peers", "records", "staleness")
+    __slots__ = ("bad_gradients", "bad_models", "momentum", "peers", "records", "staleness")
 
     def __init__(self) -> None:
         self.records = 0
         self.staleness = Histogram()
         self.peers: dict[int, WithPeer] = {}
         self.momentum = Spread()
+        self.bad_gradients = self.bad_models = 0
 
     def count(self, row: Mapping[str, float]) -> None:
         """Count one record."""
@@ -60,6 +63,8 @@ class Tally:
             self.staleness.add(tau)
         if "mu" in row:
             self.momentum.add(row["mu"])
+        self.bad_gradients += "bad_gradient" in row
+        self.bad_models += "bad_model" in row
         peer = row.get("peer", row.get("source"))
         if peer is not None:
             rank = int(peer)
@@ -90,6 +95,8 @@ class Tally:
                 for rank, p in self.peers.items()
             },
             "momentum": asdict(self.momentum),
+            "bad_gradients": self.bad_gradients,
+            "bad_models": self.bad_models,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -101,3 +108,5 @@ class Tally:
             for rank, p in state["peers"].items()
         }
         self.momentum = Spread(**state.get("momentum", {}))  # none in older checkpoints
+        self.bad_gradients = state.get("bad_gradients", 0)
+        self.bad_models = state.get("bad_models", 0)

@@ -19,6 +19,7 @@ from mpimomentum.algorithms.async_server import AsyncServer
 from mpimomentum.algorithms.katyusha_x import KatyushaX
 from mpimomentum.algorithms.registry import by_name
 from mpimomentum.algorithms.signum import Signum
+from mpimomentum.non_finite import Policy
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
@@ -227,6 +228,9 @@ class TrainConfig:
         Mix with (W + I)/2, whose eigenvalues are not negative; d2 needs it on many graphs.
     seed : int
         Of everything random; equal seeds give equal data, models and draws.
+    non_finite : str
+        On NaN or infinity: abort; skip, which leaves out mini-batches whose gradient is not finite
+        and averages with models that are not; or ignore.
     """
 
     method: Method = Method()
@@ -239,6 +243,7 @@ class TrainConfig:
     output: Output = Output()
     saving: Saving = Saving()  # noqa: RUF009  # frozen, as the others
     seed: int = 0
+    non_finite: Policy = "abort"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
@@ -294,7 +299,7 @@ class TrainConfig:
         return Identity(self._pinned(), plainest._pinned())
 
     def _pinned(self) -> dict[str, Any]:
-        free = {"lr", "data_dir"}
+        free = {"lr", "data_dir", "non_finite"}
         for group in (self.length, self.pace, self.output, self.saving, self.schedule):
             free |= {f.name for f in dataclasses.fields(group)}
         free.discard("weight_decay")

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mpimomentum.non_finite import NonFinite, words_of
 from mpimomentum.runtime.errors import RunFailed
 from mpimomentum.runtime.loop import Observe
 
@@ -38,7 +37,7 @@ def finite(observe: Observe) -> Observe:
         if w.step % EVERY == 1 and not math.isfinite(loss := w.objective.last_loss):
             raise RunFailed(
                 f"rank {w.rank}: the training loss is {loss} at step {w.step}, with lr="
-                f"{_words(w.lr)}: the run diverged; use a smaller --lr or --mu, or fewer workers"
+                f"{words_of(w.lr)}: the run diverged; use a smaller --lr or --mu, or fewer workers"
             )
 
     return look
@@ -69,7 +68,7 @@ def once(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (RunFailed, MemoryError) as error:
+    except (RunFailed, NonFinite, MemoryError) as error:
         try:
             with (directory / FAILURE).open("x", encoding="utf-8") as file:
                 file.write(f"{error}\n")
@@ -77,12 +76,6 @@ def once(directory: Path) -> Iterator[None]:
             time.sleep(WAIT_S)
         except OSError:  # better said twice than not at all
             pass
-        if isinstance(error, MemoryError):  # of windows, or of this rank: its words are enough
+        if not isinstance(error, RunFailed):  # windows, or this rank, had no room; or not finite
             raise RunFailed(str(error)) from error
         raise
-
-
-def _words(lr: object) -> str:
-    if isinstance(lr, torch.Tensor):
-        return f"{float(lr.min()):g} to {float(lr.max()):g}"
-    return f"{lr:g}"

@@ -20,6 +20,7 @@ from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.export import MODEL, save_model
 from mpimomentum.runtime.finite_sum import samples_per_step
+from mpimomentum.runtime.guarded import checked
 from mpimomentum.runtime.loop import Stop, check, roles
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.run import Run
@@ -148,6 +149,7 @@ def plan_of(config: TrainConfig, size: int) -> tuple[Topology, Algorithm[Any]]:
     algorithm = config.build(size)
     check(algorithm, topology)
     config.pace.check(size)
+    checked(config.non_finite, algorithm)
     if config.task.augment and finite_sum.needs_finite_sum(algorithm):
         raise BadInput(
             f"augment={config.task.augment}: {algorithm.name} computes gradients of the same "

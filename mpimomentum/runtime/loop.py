@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from mpimomentum.measures import Spans, Traffic
+from mpimomentum.non_finite import Guard
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.timeline import Timeline
 from mpimomentum.topology import Topology
@@ -29,6 +30,8 @@ class RunWorker(Worker, Protocol):
     @property
     def traffic(self) -> Traffic:
         """What this rank's communication moved."""
+
+    guard: Guard | None
 
     def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
         """Begin a run."""
@@ -168,6 +171,8 @@ async def train(
                     if schedule is not None:
                         w.lr = float(algorithm.lr) * schedule.factor(w.step)
                     await timeline.step(w.step, algorithm.step(w, state))
+                    if w.guard is not None:
+                        w.guard.report(w.record)
                     w.step += 1
                     observe(w, state)
                     paused = pauses is not None and await pauses.due(w)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mpimomentum.non_finite import Guard, Policy, finite
 from mpimomentum.runtime import decay
 from mpimomentum.runtime.admission import (
     admissible,
@@ -24,8 +25,9 @@ from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.guarded import checked
 from mpimomentum.runtime.objectives.flat import FlatModel
-from mpimomentum.runtime.own_loop import Asking, OwnLoop
+from mpimomentum.runtime.own_loop import Asking, OwnLoop, Request
 from mpimomentum.worker import Algorithm, Vector
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         λ, added to the gradient as λx (L2), as in ``torch.optim.SGD``; 0 by default. Algorithms
         that decay the weights themselves (Signum) use it their own way, and their ``weight_decay``
         is the default.
+    non_finite : {"abort", "skip", "ignore"}
+        What :meth:`step` does with a gradient that is not finite: raise; wait for the next
+        mini-batch's in its place, as it does when a GradScaler has found an overflow; nothing.
 
     Raises
     ------
@@ -98,6 +103,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         param_groups: Iterable[Any] | None = None,
         weight_decay: float | None = None,
         full_closure: Callable[[], Any] | None = None,
+        non_finite: Policy = "abort",
     ) -> None:
         self._loop: OwnLoop | None = None
         self._model = model
@@ -110,6 +116,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         def prepare() -> FlatModel:
             default = decay.chosen(algorithm, weight_decay)
             admissible(model, algorithm, worker, default)
+            checked(non_finite, algorithm)
             groups = model.parameters() if param_groups is None else param_groups
             super(DistributedOptimizer, self).__init__(
                 groups, {"lr": algorithm.lr, "weight_decay": default}
@@ -121,6 +128,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._asking = Asking(agreed(worker, prepare))
         same_everywhere(worker, self._parameters, algorithm)
         worker.bind(self._asking, algorithm.lr)
+        worker.guard = None if non_finite == "ignore" else Guard(worker, non_finite)
         self._records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
         worker.take_record = self._records.append
         worker.closing.append(self.close)
@@ -176,13 +184,17 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if self._skip():
             loop.skip()
             return result
-        loop.answer(self._gradient())
+        g = self._gradient()
+        if self._left_out(g, request):
+            loop.skip()
+            return result
+        loop.answer(g)
         while loop.request.batch == request.batch:
             if closure is None:
                 raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
             self._evaluate(closure)
             loop.computed()
-            loop.answer(self._gradient())
+            loop.answer(self._needed(self._gradient()))
         if self._looks():
             self._fingerprint = parameters.fingerprint()
         return result
@@ -312,6 +324,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._worker.closing.remove(self.close)
         self._worker.run(self._worker.meet("the end of the training"), "the end of the training")
         self._parameters.load(loop.close())
+        self._worker.guard = None
         self._fingerprint = self._parameters.fingerprint()
         self._worker.take_record = None
 
@@ -360,6 +373,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._set_rates()
         self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved)
         self._fingerprint = self._parameters.fingerprint()
+        self._statistics = self._parameters.statistics()  # as of the last finite gradient
 
     def _looks(self) -> bool:
         """Whether to look thoroughly before and after this step."""
@@ -405,7 +419,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 )
             self._evaluate(self._full_closure)
             self._set_rates()
-            loop.answer(self._gradient())
+            loop.answer(self._needed(self._gradient()))
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
@@ -442,6 +456,34 @@ class DistributedOptimizer(torch.optim.Optimizer):
             skip = self._worker.run(_any(self._worker, skip), "the ranks' GradScalers")
         return skip
 
+    def _left_out(self, g: Vector, request: Request) -> bool:
+        """Whether to wait for another gradient than `g`, which is not finite here or elsewhere."""
+        guard = self._worker.guard
+        if guard is None:
+            return False
+        leave_out = False
+        if finite(g):
+            guard.gradient_is_finite()
+            if guard.policy == "skip":
+                self._statistics = self._parameters.statistics()
+        else:
+            guard.gradient_found(_NOT_FINITE)
+            self._parameters.load_statistics(self._statistics)  # which have seen the same
+            leave_out = finite(self._parameters.flat)
+            if not leave_out:  # no mini-batch has a gradient there
+                g.zero_()
+        # a mean is the same on all ranks; the others' gradients only they know
+        if guard.policy == "skip" and self._algorithm.synchronous and request.kind != "mean":
+            leave_out = self._worker.run(_any(self._worker, leave_out), "the ranks' gradients")
+        return leave_out
+
+    def _needed(self, g: Vector) -> Vector:
+        """Return `g`, which no other gradient can stand for."""
+        guard = self._worker.guard
+        if guard is not None and not finite(g):
+            raise guard.error(f"{_NOT_FINITE}, of samples that cannot be left out")
+        return g
+
     def __reduce__(self) -> Any:
         raise TypeError(
             "a DistributedOptimizer is part of a running job and cannot be copied or pickled: "
@@ -453,6 +495,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
 
+_NOT_FINITE = "the gradient is not finite"
 _NEEDS_CLOSURE = (
     "{name} asks for several gradients a step: write optimizer.step(closure), where closure() "
     "calls zero_grad(), computes the loss, calls backward() and returns the loss"

@@ -14,8 +14,10 @@ import torch
 from mpimomentum import topology as topologies
 from mpimomentum.base_worker import Record
 from mpimomentum.measures import Seconds, Tally
+from mpimomentum.non_finite import Guard, Policy
 from mpimomentum.runtime import decay
 from mpimomentum.runtime.finite_sum import check_objective
+from mpimomentum.runtime.guarded import Guarded, checked
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
@@ -109,6 +111,7 @@ def simulate(
     schedule: LRSchedule | None = None,
     take_record: TakeRecord | None = None,
     traces: Sequence[Trace] | None = None,
+    non_finite: Policy = "ignore",
 ) -> Run:
     """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
 
@@ -134,6 +137,8 @@ def simulate(
         bounded.
     traces : sequence of Trace, optional
         One for each worker, to take its timeline; closed at the end.
+    non_finite : {"ignore", "abort", "skip"}
+        What to do about NaN and infinity (:mod:`mpimomentum.non_finite`).
 
     Returns
     -------
@@ -151,6 +156,7 @@ def simulate(
     stop = Stop(steps, duration_s)
     graph = topologies.build(topology, size)
     check(algorithm, graph)
+    checked(non_finite, algorithm)
     simulation = Simulation(graph, clock or Clock(), seed)
     workers, _ = roles(algorithm, size)
     states: list[Any] = [None] * size
@@ -162,7 +168,7 @@ def simulate(
         if traces is not None:
             w.spans = traces[w.rank].spans
             w.spans.full = traces[w.rank].write  # nothing is lost: the clock stands meanwhile
-        w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
+        _bind(w, f, algorithm, non_finite)
         states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
 
     try:
@@ -207,6 +213,7 @@ def run(
     checkpoints: Checkpoints | None = None,
     take_record: TakeRecord | None = None,
     trace: Trace | None = None,
+    non_finite: Policy = "ignore",
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -233,6 +240,8 @@ def run(
         so that memory is bounded.
     trace : Trace, optional
         Takes this rank's timeline; on all ranks or on none. To be entered and left by the caller.
+    non_finite : {"ignore", "abort", "skip"}
+        What to do about NaN and infinity (:mod:`mpimomentum.non_finite`).
 
     Returns
     -------
@@ -244,6 +253,7 @@ def run(
     w = worker
     stop = Stop(steps, duration_s)
     check(algorithm, w.topology)
+    checked(non_finite, algorithm)
     workers, _ = roles(algorithm, w.size)
     f = _part(algorithm, objective, workers, w.rank)
     x0 = f.initial()
@@ -258,6 +268,7 @@ def run(
     async def everything() -> Run:
         await compare_clocks()
         state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
+        w.guard = None  # what comes now is not training
         measured = [w.now_s(), *astuple(w.traffic), *astuple(w.end_spans())]
         result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
@@ -267,11 +278,18 @@ def run(
 
     w.take_record = take_record
     w.spans = None if trace is None else trace.spans
-    w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
+    _bind(w, f, algorithm, non_finite)
     try:
         return w.run(everything(), f"a run of {algorithm.name}")
     finally:
         w.take_record = w.spans = None
+
+
+def _bind(w: Any, f: Objective, algorithm: Algorithm[Any], policy: Policy) -> None:
+    guard = None if policy == "ignore" else Guard(w, policy)
+    bound = f if guard is None else Guarded(f, guard)
+    w.bind(bound, float(algorithm.lr), decay.own_decay(algorithm))
+    w.guard = guard
 
 
 async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool) -> Run:

@@ -150,6 +150,10 @@ def summary(
             "momentum": Spread.merged(t.momentum for t in run.tallies),
             "staleness": Histogram.merged(t.staleness for t in run.tallies).summary(),
             "peers": [t.summary() for t in run.tallies],
+            "quarantined": {
+                "gradients": [t.bad_gradients for t in run.tallies],
+                "models": [t.bad_models for t in run.tallies],
+            },
         }
     )
     return results

@@ -23,7 +23,7 @@ from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput, Stopped
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.job import Job, plan_of
-from mpimomentum.runtime.loop import roles
+from mpimomentum.runtime.loop import Observe, roles
 from mpimomentum.runtime.monitor import Monitor, Show
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.probe import ConsensusProbe
@@ -102,12 +102,13 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             job.stop.steps,
             job.stop.duration_s,
             worker,
-            observe=finite(monitor.observe),
+            observe=_observing(monitor, config),
             keep_x=False,
             schedule=job.schedule,
             take_record=stream.put,
             checkpoints=checkpoints,
             trace=trace,
+            non_finite=config.non_finite,
         )
     if checkpoints.stopped:
         raise Stopped(
@@ -190,16 +191,21 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             job.topology,
             clock,
             config.seed,
-            observe=finite(monitor.observe),
+            observe=_observing(monitor, config),
             schedule=job.schedule,
             take_record=lambda record: file.append((record,)),
             traces=traces or None,
+            non_finite=config.non_finite,
         )
     file.path.rename(out / telemetry.METRICS)  # in order of time already
     file.path.parent.rmdir()
     wall_s = time.monotonic() - began_s
     known = {"mpi": None, "wall_s": wall_s, "virtual_s": run.time_s}
     return job.finish(run, out, merged=True, written=file.count, **known), out
+
+
+def _observing(monitor: Monitor, config: TrainConfig) -> Observe:
+    return finite(monitor.observe) if config.non_finite == "abort" else monitor.observe
 
 
 def _shows(config: TrainConfig, out: Path, label: str) -> list[Show]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mpimomentum.measures import Traffic
+from mpimomentum.non_finite import finite
 from mpimomentum.worker import Handle, Vector
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class VirtualWindow:
             self._x += v
             self.version += 1
             return Handle.completed(None)
+        if self._worker.guard is not None:
+            self._worker.guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         handle: Handle[None] = Handle(f"an add to rank {rank}")
         self.traffic.count(v.numel() * v.element_size())
         self._simulation.departed()
@@ -136,6 +139,10 @@ class VirtualWindow:
         self.traffic.count(2 * self._nbytes, 2)
         theirs = peer._x.clone()  # read when the claim gets there, not when the answer arrives
         await simulation.transfer(peer.rank, self.rank, self._nbytes)
+        if not self._all_finite(peer, theirs):
+            self._give_up(held)
+            handle.resolve(False)
+            return
         e = (self._x - theirs).mul_(0.5)
         self._x -= e
         self.mixes += 1
@@ -145,6 +152,18 @@ class VirtualWindow:
         simulation.arrived()
         simulation.at(simulation.now_s, peer.drain)
         handle.resolve(True)
+
+    def _all_finite(self, peer: VirtualWindow, theirs: Vector) -> bool:
+        """Whether both models are; an own one that is not is replaced."""
+        guard = self._worker.guard
+        if guard is None or (finite(theirs) and finite(self._x)):
+            return True
+        if not finite(theirs):
+            guard.model_found(peer.rank)
+        else:
+            guard.model_found(self.rank)
+            self._x.copy_(theirs)
+        return False
 
     def _give_up(self, held: list[VirtualWindow]) -> None:
         self.busy += 1
@@ -183,6 +202,9 @@ class VirtualMailbox:
         """Send a copy; done at once."""
         nbytes = v.numel() * v.element_size()
         simulation = self._simulation
+        guard = simulation.workers[self.rank].guard
+        if guard is not None:
+            guard.leaving(v, f"a message to mailbox {self.name!r} of rank {rank}")
         message = (self.rank, version, v.clone())
         if rank != self.rank:
             self.traffic.count(nbytes)

@@ -59,6 +59,8 @@ class VirtualSums:
 
     def add(self, v: Vector, factors: Mapping[int, float]) -> Handle[None]:
         """Do row r += factors[r] v."""
+        if self._worker.guard is not None:
+            self._worker.guard.leaving(v, f"what is added to sums {self.name!r}")
         handle: Handle[None] = Handle(f"an add to sums {self.name!r}")
         self._simulation.departed()
         self._worker.travel(self._add(v, factors, handle))

@@ -119,21 +119,25 @@ class VirtualWorker(BaseWorker):
 
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum in ascending order of rank."""
+        self._leaving(v, "what this rank brings to an allreduce")
         share = (self.size - 1) * _nbytes(v) // self.size
         return self._meet("allreduce", v.clone(), _sums, 2 * share, 2 * (self.size - 1))
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather in order of rank."""
+        self._leaving(v, "what this rank brings to an allgather")
         sent = (self.size - 1) * _nbytes(v)
         return self._meet("allgather", v.clone(), _stacked, sent, self.size - 1)
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Transpose blocks of rows."""
+        self._leaving(rows, "what this rank brings to an alltoall")
         sent = (self.size - 1) * _nbytes(rows) // self.size
         return self._meet("alltoall", rows.clone(), _transposed, sent, self.size - 1)
 
     def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
         """Exchange with the neighbours of step `t`; waits for them alone."""
+        self._leaving(v, "what this rank sends to its neighbours")
         t = self.step if t is None else t
         mixing = self.mixing(t)
         sources = sorted(mixing.in_weights.keys() - {self.rank})

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mpimomentum.measures import Traffic
+from mpimomentum.non_finite import Guard
 from mpimomentum.transport.collectives import as_buffer
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI
@@ -41,8 +42,11 @@ class PointToPoint:
         Messages so far, for the orderly end: all that were sent must have been received.
     """
 
-    def __init__(self, env: Environment, engine: Engine, name: str) -> None:
+    def __init__(
+        self, env: Environment, engine: Engine, name: str, guard: Guard | None = None
+    ) -> None:
         self._engine = engine
+        self._guard = guard
         self.name = name
         self.rank = env.rank
         self.size = env.size
@@ -57,6 +61,8 @@ class PointToPoint:
         """Send; once done, `v` may be changed."""
         if not 0 <= rank < self.size:
             raise ValueError(f"rank {self.rank}: no rank {rank} to send to, size is {self.size}")
+        if self._guard is not None:
+            self._guard.leaving(v, f"a message to mailbox {self.name!r} of rank {rank}")
         self.sent += 1
         if rank == self.rank:
             self._to_self.append((rank, version, v.clone()))

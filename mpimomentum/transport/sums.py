@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mpimomentum.measures import Traffic
+from mpimomentum.non_finite import Guard
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.memory import chunks
 from mpimomentum.transport.mpi import MPI, own_memory
@@ -31,10 +32,15 @@ class AccumulateSums:
     x0 : Vector, shape (dim,)
         Start of the first row, the same on all ranks.
     rows : int
+    guard : Guard, optional
+        Looks at what is added.
     """
 
-    def __init__(self, env: Environment, name: str, x0: Vector, rows: int) -> None:
+    def __init__(
+        self, env: Environment, name: str, x0: Vector, rows: int, guard: Guard | None = None
+    ) -> None:
         self.name = name
+        self._guard = guard
         self.traffic = Traffic()
         self._rank, self._size = env.rank, env.size
         self._dim, self._rows, self._dtype = x0.numel(), rows, x0.dtype
@@ -63,6 +69,8 @@ class AccumulateSums:
                 f"rank {self._rank}: sums {self.name!r} are of ({self._dim},) {self._dtype}, got "
                 f"{tuple(v.shape)} {v.dtype}"
             )
+        if self._guard is not None:
+            self._guard.leaving(v, f"what is added to sums {self.name!r}")
         for rank, piece, width in self._pieces():
             scaled = [(v[piece] * factor).numpy() for factor in factors.values()]
             for row, source in zip(factors, scaled, strict=True):

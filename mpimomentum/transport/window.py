@@ -18,6 +18,7 @@ import torch
 
 from mpimomentum.codecs import mix
 from mpimomentum.measures import Traffic
+from mpimomentum.non_finite import Guard, finite
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.progress import Engine, Poll
 from mpimomentum.transport.segment import MIXES, VERSION, Segment
@@ -60,6 +61,8 @@ class InboxWindow:
     name : str
     x0 : Vector, shape (dim,)
         Copied. ``dim`` may differ by rank; only windows of equal ``dim`` can be averaged.
+    guard : Guard, optional
+        Looks at what is averaged and added elsewhere.
 
     Attributes
     ----------
@@ -69,7 +72,14 @@ class InboxWindow:
         Payload read from and written to other ranks by this one.
     """
 
-    def __init__(self, env: Environment, engine: Engine, name: str, x0: Vector) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        engine: Engine,
+        name: str,
+        x0: Vector,
+        guard: Guard | None = None,
+    ) -> None:
         self.name = name
         self.rank = env.rank
         self.size = env.size
@@ -78,6 +88,7 @@ class InboxWindow:
         self.attempts = self.busy = 0
         self.traffic = Traffic()
         self._engine = engine
+        self._guard = guard
         self._segment = Segment(env, x0)
         self._memory = self._segment.memory
         self._scratch: Vector | None = None
@@ -131,6 +142,8 @@ class InboxWindow:
             self.drain()
             self._segment.apply(v, VERSION)
             return Handle.completed(None)
+        if self._guard is not None:
+            self._guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         self.traffic.count(v.numel() * v.element_size())
         previous = self._last_add.get(rank)
         adding = self._engine.spawn(
@@ -159,8 +172,10 @@ class InboxWindow:
             self.busy += 1
             return Handle.completed(False)
         self.traffic.count(2 * self.dim * self.dtype.itemsize, 2)
-        if self._segment.peer(rank) is not None:
-            self._exchange_direct(rank)
+        views = self._segment.peer(rank)
+        if views is not None:
+            if not self._exchange_direct(*views):
+                return Handle.completed(self._left_out(rank, claim, views[0]))
             return Handle.completed(self._publish_average(rank, claim))
         return self._engine.spawn(
             self._average_remote(rank, claim), f"an average of window {self.name!r} with {rank}"
@@ -215,20 +230,52 @@ class InboxWindow:
 
     # -- averaging -----------------------------------------------------------------------------
 
-    def _exchange_direct(self, peer: int) -> None:
-        """inbox_j = x_i - x_j, x_i -= inbox_j/2, chunk by chunk while it is in cache."""
-        views = self._segment.peer(peer)
-        assert views is not None
-        x, (x_peer, inbox_peer) = self._segment.x, views
+    def _exchange_direct(self, x_peer: Vector, inbox: Vector) -> bool:
+        """inbox_j = x_i - x_j, x_i -= inbox_j/2, chunk by chunk while it is in cache.
+
+        Returns
+        -------
+        bool
+            False if that was found not to be finite: x_i is as it was.
+        """
+        x = self._segment.x
         self._memory.fence()  # acquire x_j as it was when its owner was claimed
+        if self._guard is None:
+            for piece in self._segment.writing(MIXES):
+                mix.exchange(x[piece], x_peer[piece], inbox[piece])
+            return True
+        done = 0
         for piece in self._segment.writing(MIXES):
-            mix.exchange(x[piece], x_peer[piece], inbox_peer[piece])
+            if done == piece.start:
+                done += mix.exchange_finite(x[piece], x_peer[piece], inbox[piece])
+        if done < self.dim:
+            inbox[done:].zero_()
+            self._segment.apply(inbox, MIXES, alpha=0.5, change=-1)
+        return done == self.dim
+
+    def _left_out(self, peer: int, claim: int, theirs: Vector) -> bool:
+        """Average nothing, of which part is not finite; an own model that is not is replaced."""
+        assert self._guard is not None
+        self.busy += 1
+        try:
+            if not finite(theirs):
+                self._guard.model_found(peer)
+            elif not finite(self._segment.x):
+                self._guard.model_found(self.rank)
+                for piece in self._segment.writing(MIXES, change=0):
+                    self._segment.x[piece].copy_(theirs[piece])
+        finally:
+            self._memory.compare_and_swap(peer, claim, Word.FREE)
+            self._free_own(claim)
+        return False
 
     async def _average_remote(self, peer: int, claim: int) -> bool:
         if self._scratch is None:
             self._scratch = torch.empty_like(self._segment.x)
         x, difference = self._segment.x, self._scratch
         await self._segment.fetch_x(peer, difference)
+        if self._guard is not None and not (finite(difference) and finite(x)):
+            return self._left_out(peer, claim, difference)
         for piece in self._segment.writing(MIXES):
             torch.sub(x[piece], difference[piece], out=difference[piece])
             x[piece].sub_(difference[piece], alpha=0.5)

@@ -159,6 +159,7 @@ class MPIWorker(Session, BaseWorker):
 
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum over all ranks."""
+        self._leaving(v, "what this rank brings to an allreduce")
         return self._engine.keep(self.collectives.allreduce(v))
 
     def vote(self, v: Vector) -> Handle[Vector]:
@@ -167,14 +168,17 @@ class MPIWorker(Session, BaseWorker):
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather from all ranks."""
+        self._leaving(v, "what this rank brings to an allgather")
         return self._engine.keep(self.collectives.allgather(v))
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Exchange rows with all ranks."""
+        self._leaving(rows, "what this rank brings to an alltoall")
         return self._engine.keep(self.collectives.alltoall(rows))
 
     def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
         """Exchange with the neighbours of step `t`."""
+        self._leaving(v, "what this rank sends to its neighbours")
         t = self.step if t is None else t
         handle = self.collectives.neighbor_allgather(v, self.mixing(t), t)
         return self._engine.keep(handle)
@@ -193,13 +197,13 @@ class MPIWorker(Session, BaseWorker):
         if kind == "accumulate":
             window = AccumulateWindow(self.env, name, x0)
         else:
-            window = InboxWindow(self.env, self._engine, name, x0)
+            window = InboxWindow(self.env, self._engine, name, x0, self.guard)
         self._windows.append(window)
         return window
 
     def mailbox(self, name: str) -> PointToPoint:
         """Make a mailbox."""
-        mailbox = PointToPoint(self.env, self._engine, name)
+        mailbox = PointToPoint(self.env, self._engine, name, self.guard)
         self._mailboxes.append(mailbox)
         return mailbox
 
@@ -211,7 +215,7 @@ class MPIWorker(Session, BaseWorker):
 
     def sums(self, name: str, x0: Vector, rows: int) -> AccumulateSums:
         """Make sums."""
-        self._sums.append(AccumulateSums(self.env, name, x0, rows))
+        self._sums.append(AccumulateSums(self.env, name, x0, rows, self.guard))
         return self._sums[-1]
 
     def request_word(self) -> RequestWord:

@@ -104,6 +104,11 @@ NAMES = [
     simulate("--data digit", "'digit'", "did you mean 'digits'"),
     Row("train --partition labels", ("--partition labels", "did you mean label", "iid")),
     Row("train --progress loud", ("--progress loud", "lines")),
+    Row("train --non-finite maybe", ("--non-finite maybe", "skip")),
+    Row(
+        "simulate --algorithm katyusha-x --non-finite skip",
+        ("non_finite=skip", "katyusha-x", "use abort or ignore"),
+    ),
     Row("train --variant pared", ("variant='pared'", "'paired'")),
     Row("train --algorithm d-psgd --mu 0.5", ("mu=0.5", "no such parameter", "leave mu out")),
     Row("train --servers 2", ("servers=2", "ad-psgd has no such parameter")),
@@ -379,7 +384,7 @@ RUNTIME = [
 FAILURES = [
     Row(
         f"simulate --model mlp --out o --progress off --lr 1e30 --algorithm {algorithm}",
-        ("training loss is", "step 11", "lr=1e+30", "smaller --lr"),
+        ("the gradient is not finite (training loss", "at step", "lr=1e+30", "smaller --lr"),
         code=1,
         leaves=frozenset({"o", "o/config.toml", "o/failure.txt"}),
     )

@@ -96,7 +96,10 @@ def test_a_run_that_diverges_ends_with_one_message(tmp_path: Path, algorithm: st
     assert done.returncode == 1, done.output
     said = messages(done.output)
     assert len(said) == 1, done.output
-    assert re.search(r"rank \d: the training loss is \S+ at step \d+, with lr=1e\+30", said[0])
+    assert re.search(
+        r"rank \d: the gradient is not finite \(training loss \S+\), at step \d+, with lr=1e\+30",
+        said[0],
+    )
     assert "smaller --lr" in said[0]
     assert "Traceback" not in done.output
     assert (out / "failure.txt").read_text().strip() in said[0]

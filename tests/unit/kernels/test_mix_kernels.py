@@ -48,6 +48,33 @@ def test_exchange_conserves_the_sum_by_halves(
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_exchange_stops_before_what_is_not_finite(
+    implementation: str, rng: np.random.Generator, dtype: Any
+) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, y, delta = (floats(rng, n, dtype, o, special=False) for o in (offset, 0, offset and 5))
+        plain, other = x.copy(), delta.copy()
+        mm.mix.exchange(plain, y, other)
+        for bad in {None, *rng.integers(0, n, 2).tolist(), n - 1} if n else {None}:
+            mine, theirs = x.copy(), y.copy()
+            (mine if rng.random() < 0.5 else theirs)[bad or 0 :][: bad is not None] = rng.choice(
+                [np.nan, np.inf, -np.inf]
+            )
+            before = mine.copy()
+            done = mm.mix.exchange_finite(mine, theirs, delta)
+            assert done == (n if bad is None else bad // 2048 * 2048)
+            assert_same(mine[:done], plain[:done])
+            assert_same(delta[:done], other[:done])
+            assert_same(mine[done:], before[done:])
+
+
+def test_two_finite_numbers_whose_difference_is_not_are_not_exchanged(implementation: str) -> None:
+    x, y = torch.full((3,), 3e38), torch.full((3,), -3e38)
+    assert mm.mix.exchange_finite(x, y, torch.empty(3)) == 0
+    assert x.tolist() == torch.full((3,), 3e38).tolist()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 8, 9, 17, 33, 70])
 def test_mix(implementation: str, rng: np.random.Generator, dtype: Any, k: int) -> None:
     for n, offset in sizes(implementation, rng)[::9]:
