@@ -112,6 +112,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "jitter": 0.0,
         "log_every": 10,
         "tensorboard": False,
+        "trace": False,
         "checkpoint_every": 50,
         "keep": 2,
         "seed": 0,
