@@ -19,14 +19,22 @@ Record = dict[str, Any]
 """One record: rank, step, time_s and what the algorithm said."""
 
 
-def stream(seed: int, which: int, rank: int = 0) -> np.random.Generator:
+def stream(seed: int, which: int, rank: int = 0, *again: int) -> np.random.Generator:
     """Return one of the independent random streams that follow from `seed`."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(which, rank)))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(which, rank, *again)))
 
 
-def torch_seed(seed: int, rank: int = 0) -> int:
+def torch_seed(seed: int, rank: int = 0, *again: int) -> int:
     """Return what to seed torch's own stream with, which dropout draws from, on `rank`."""
-    return int(stream(seed, _TORCH, rank).integers(2**63))
+    return int(stream(seed, _TORCH, rank, *again).integers(2**63))
+
+
+def streams_anew(seed: int, rank: int, *again: int) -> dict[str, Any]:
+    """Return states of a rank's streams that are independent of those for other `again`."""
+    return {
+        name: stream(seed, which, rank, *again).bit_generator.state
+        for name, which in zip(_STREAMS, (_OWN, _SHARED, _DATA), strict=True)
+    }
 
 
 class BaseWorker:

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 import numpy as np
 import torch
@@ -22,6 +32,18 @@ Vector: TypeAlias = torch.Tensor
 
 Batch: TypeAlias = Any
 """What ``Objective.sample`` returned; only the objective looks inside."""
+
+# What becomes of a State's field when a run goes on, from a checkpoint, on another number of ranks.
+Mean: TypeAlias = Annotated[T, "mean"]
+"""The mean over the old ranks, on every new one."""
+Same: TypeAlias = Annotated[T, "same"]
+"""The same on all ranks, so any one's."""
+Own: TypeAlias = Annotated[T, "own"]
+"""That of the rank of this number, where there was one: what servers hold."""
+Fresh: TypeAlias = Annotated[T, "fresh"]
+"""As ``init`` makes it: scratch, or what ``finish``, which is called then, takes over."""
+Scaled: TypeAlias = Annotated[T, "scaled"]
+"""A count over all ranks, times how many more there are now."""
 
 Requires: TypeAlias = Literal[
     "none", "symmetric", "above_minus_third", "doubly_stochastic", "column_stochastic", "bipartite"
@@ -329,7 +351,10 @@ class Algorithm(Protocol[S]):
     overlap (default: all are workers and all run ``serve`` if there is one); ``async serve(w, s)``,
     which runs beside ``step`` on the same State and interleaves with it only at ``await``;
     ``async finish(w, s)``, once, after every rank has made its last step and all is delivered.
-    The State has a field ``x``, a Vector or a Window: this rank's model.
+    The State has a field ``x``, a Vector or a Window: this rank's model. A run can go on on another
+    number of ranks if every field but mailboxes says what becomes of it: ``x: Mean[Vector]``, or
+    one of :data:`Same`, :data:`Own`, :data:`Fresh`, :data:`Scaled`. A State for which there is no
+    saying has a text ``no_resizing``: why.
 
     An algorithm that decays the weights itself says ``decoupled_weight_decay = True``, has a
     hyper-parameter ``weight_decay`` and reads ``w.weight_decay``. For all others weight decay is

@@ -22,15 +22,15 @@ import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.codecs import mix
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Requires, Same, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) iterate, the same on all ranks
-    m: Vector  # (d,) momentum, the same on all ranks
+    x: Same[Vector]  # (d,) iterate, the same on all ranks
+    m: Same[Vector]  # (d,) momentum, the same on all ranks
 
 
 @dataclass(frozen=True)

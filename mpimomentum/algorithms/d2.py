@@ -36,6 +36,10 @@ from mpimomentum.worker import Requires, Vector, Worker
 class State:
     """What one rank keeps."""
 
+    no_resizing: ClassVar[str] = (
+        "each rank corrects itself by its own last two iterates and gradients"
+    )
+
     x: Vector  # (d,) this rank's iterate
     x_before: Vector  # (d,) of the step before; x_0 at first
     descent: Vector  # (d,) lr times the gradient of the step before; 0 at first

@@ -21,14 +21,14 @@ from typing import ClassVar, Literal
 
 from mpimomentum.algorithms.checks import not_negative, one_of
 from mpimomentum.algorithms.gossip import mixed
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Mean, Requires, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's iterate
+    x: Mean[Vector]  # (d,) this rank's iterate
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ import torch
 from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.algorithms.gossip import mixed
 from mpimomentum.algorithms.momentum_step import momentum_step
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Mean, Requires, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's iterate
-    u: Vector  # (d,) this rank's momentum
+    x: Mean[Vector]  # (d,) this rank's iterate
+    u: Mean[Vector]  # (d,) this rank's momentum
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 
 from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative
-from mpimomentum.worker import Requires, Vector, Window, Worker
+from mpimomentum.worker import Fresh, Mean, Own, Requires, Same, Vector, Window, Worker
 
 HOME = 0  # the center's rank
 
@@ -37,10 +37,10 @@ HOME = 0  # the center's rank
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's model
-    v: Vector  # (d,) its last step
-    center: Window  # (d,) at rank 0, empty elsewhere
-    seen: int = 0  # the center's version after this worker's last pull, others' meanwhile left out
+    x: Fresh[Vector]  # (d,) this rank's model
+    v: Mean[Vector]  # (d,) its last step
+    center: Own[Window]  # (d,) at rank 0, empty elsewhere
+    seen: Same[int] = 0  # the center's version after the last pull, others' meanwhile left out
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,16 @@ import torch
 
 from mpimomentum.algorithms.packed_slices import joined, own_slice, packed_size
 from mpimomentum.codecs import sign
-from mpimomentum.worker import Vector, Worker
+from mpimomentum.worker import Mean, Same, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) iterate, the same on all ranks
-    m: Vector  # (d,) momentum of this rank; empty without
-    ends: Vector  # (segments,) int64, where each part of x with a scale of its own ends
+    x: Same[Vector]  # (d,) iterate, the same on all ranks
+    m: Mean[Vector]  # (d,) momentum of this rank; empty without
+    ends: Same[Vector]  # (segments,) int64, where each part of x with a scale of its own ends
     p: Vector  # (d,) what was compressed last; with its scale, this rank's error
     p_scale: Vector  # (segments,)
     q: Vector  # (slice,) the same of the mean

@@ -34,6 +34,8 @@ from mpimomentum.worker import Requires, Vector, Worker
 class State:
     """What one rank keeps."""
 
+    no_resizing: ClassVar[str] = "what the ranks track adds up to the gradients that each had last"
+
     x: Vector  # (d,) this rank's iterate
     y: Vector  # (d,) its estimate of the mean gradient
     g: Vector  # (d,) its gradient of the step before

@@ -31,19 +31,19 @@ import torch
 from mpimomentum.algorithms.checks import variance_reduced
 from mpimomentum.algorithms.drawn_samples import DrawnSamples
 from mpimomentum.algorithms.prox import parse
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Requires, Same, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps, the same on all ranks; enough to go on within an epoch, too."""
 
-    x: Vector  # (d,) y_k, the model
-    anchor: Vector  # (d,) x_{k+1}
-    v: Vector  # (d,) inner iterate
-    g: Vector  # (d,) gradient of f at the anchor
-    k: int = 0  # epochs made
-    left: int = 0  # inner steps left of this one
+    x: Same[Vector]  # (d,) y_k, the model
+    anchor: Same[Vector]  # (d,) x_{k+1}
+    v: Same[Vector]  # (d,) inner iterate
+    g: Same[Vector]  # (d,) gradient of f at the anchor
+    k: Same[int] = 0  # epochs made
+    left: Same[int] = 0  # inner steps left of this one
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ there, as a stale one would be.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mpimomentum.algorithms.epochs import Epochs
 from mpimomentum.codecs import mix
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 @dataclass
 class State:
     """What one rank keeps."""
+
+    no_resizing: ClassVar[str] = (
+        "each rank has a shard of the sums, and their epochs are as long as it needs"
+    )
 
     x: Vector  # (d,) the model as last read
     version: int  # tickets drawn by then

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpimomentum.algorithms.secant import Secant
-from mpimomentum.worker import Counter, Mailbox, Vector, Window, Worker
+from mpimomentum.worker import Counter, Fresh, Mailbox, Mean, Scaled, Vector, Window, Worker
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.ad_psgd import ADPSGD
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class State:
     """What one rank keeps."""
 
-    x: Window  # (d,) this rank's iterate, which others average with
-    x_hat: Vector  # (d,) the model that the gradient is taken at
-    m: Vector  # (d,) local momentum
-    updates: Counter  # gradient updates of all workers
+    x: Mean[Window]  # (d,) this rank's iterate, which others average with
+    x_hat: Fresh[Vector]  # (d,) the model that the gradient is taken at
+    m: Mean[Vector]  # (d,) local momentum
+    updates: Scaled[Counter]  # gradient updates of all workers
     requests: Mailbox  # models from active workers (paired)
     replies: Mailbox  # means from passive workers (paired)
-    secant: Secant | None  # with mu="auto"
-    exchanges: int = 0  # averages so far (paired; a window counts its own)
+    secant: Fresh[Secant | None]  # with mu="auto"
+    exchanges: Fresh[int] = 0  # averages so far (paired; a window counts its own)
 
     @property
     def mixes(self) -> int:

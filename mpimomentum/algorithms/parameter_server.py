@@ -21,7 +21,7 @@ from mpimomentum.algorithms.quorum import Waiting
 from mpimomentum.algorithms.secant import Secant
 from mpimomentum.algorithms.server_ranks import shard_of
 from mpimomentum.codecs import mix
-from mpimomentum.worker import Mailbox, Vector, Window, Worker
+from mpimomentum.worker import Fresh, Mailbox, Own, Vector, Window, Worker
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.async_server import AsyncServer
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) the model that the servers last answered with
-    versions: list[int]  # of the server of each shard, in that answer
-    shard: Window  # (d/k,) of the servers' x on a server, empty elsewhere
-    v: Vector  # like shard: x_k - x_{k-1}
-    waiting: Waiting | None  # gradients there whose update is not made yet; None without a quorum
-    secant: Secant | None  # on a worker that measures curvature (mu="auto")
-    edge: Edge | None  # on a server that chooses mu by it
+    x: Fresh[Vector]  # (d,) the model that the servers last answered with
+    versions: Fresh[list[int]]  # of the server of each shard, in that answer
+    shard: Own[Window]  # (d/k,) of the servers' x on a server, empty elsewhere
+    v: Own[Vector]  # like shard: x_k - x_{k-1}
+    waiting: Own[Waiting | None]  # gradients whose update is not made yet; None without a quorum
+    secant: Fresh[Secant | None]  # on a worker that measures curvature (mu="auto")
+    edge: Own[Edge | None]  # on a server that chooses mu by it
     updates: Mailbox  # worker -> server: lr G, its version; and with mu="auto" the secant's numbers
     answers: Mailbox  # server -> worker: the shard after the push, with its version
 
@@ -97,4 +97,4 @@ async def serve(a: AsyncServer, w: Worker, s: State) -> None:
 async def finish(a: AsyncServer, w: Worker, s: State) -> None:
     """Take over the final model."""
     for j in range(a.servers):
-        s.x[shard_of(j, a.servers, len(s.x))], _ = await s.shard.get(j)
+        s.x[shard_of(j, a.servers, len(s.x))], s.versions[j] = await s.shard.get(j)

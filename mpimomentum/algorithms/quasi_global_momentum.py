@@ -29,15 +29,15 @@ import torch
 from mpimomentum.algorithms.checks import momentum, not_negative
 from mpimomentum.algorithms.gossip import mixed
 from mpimomentum.algorithms.momentum_step import direction, momentum_step
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Mean, Requires, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's iterate
-    m: Vector  # (d,) quasi-global momentum
+    x: Mean[Vector]  # (d,) this rank's iterate
+    m: Mean[Vector]  # (d,) quasi-global momentum
 
 
 @dataclass(frozen=True)

@@ -26,23 +26,23 @@ learning", ICML 2019, Algorithm 1 and, with momentum, the one in its supplement.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
 from mpimomentum.algorithms.checks import momentum, not_negative, one_of
 from mpimomentum.algorithms.gossip import mixed
 from mpimomentum.algorithms.momentum_step import momentum_step
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Fresh, Mean, Requires, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's model
-    u: Vector  # (d,) local momentum
-    weight: Vector  # (1,) float64: its push-sum weight
+    x: Annotated[Vector, "mean by weight"]  # (d,) this rank's model
+    u: Mean[Vector]  # (d,) local momentum
+    weight: Fresh[Vector]  # (1,) float64: its push-sum weight
 
 
 @dataclass(frozen=True)

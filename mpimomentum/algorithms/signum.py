@@ -24,15 +24,15 @@ from mpimomentum.algorithms.adversaries import check_ranks, disturb, parse
 from mpimomentum.algorithms.checks import momentum, not_negative, one_of
 from mpimomentum.algorithms.packed_slices import empty_slices
 from mpimomentum.codecs import sign
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Mean, Requires, Same, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) iterate, the same on all ranks
-    m: Vector  # (d,) momentum of this rank; empty if beta = 0
+    x: Same[Vector]  # (d,) iterate, the same on all ranks
+    m: Mean[Vector]  # (d,) momentum of this rank; empty if beta = 0
 
 
 @dataclass(frozen=True)

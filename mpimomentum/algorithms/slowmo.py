@@ -28,17 +28,17 @@ import torch
 
 from mpimomentum.algorithms.checks import at_least_one, momentum, not_negative, one_of
 from mpimomentum.algorithms.momentum_step import direction, momentum_step
-from mpimomentum.worker import Requires, Vector, Worker
+from mpimomentum.worker import Mean, Requires, Same, Vector, Worker
 
 
 @dataclass
 class State:
     """What one rank keeps."""
 
-    x: Vector  # (d,) this rank's iterate
-    m: Vector  # (d,) this rank's momentum
-    start: Vector  # (d,) where the round began, the same on all ranks
-    u: Vector  # (d,) slow momentum, the same on all ranks
+    x: Mean[Vector]  # (d,) this rank's iterate
+    m: Mean[Vector]  # (d,) this rank's momentum
+    start: Same[Vector]  # (d,) where the round began, the same on all ranks
+    u: Same[Vector]  # (d,) slow momentum, the same on all ranks
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,15 @@ class Spread:
         self.total += value
         self.last = value
 
+    def absorb(self, other: Spread) -> None:
+        """Count all of `other`'s, as if they came after."""
+        if other.count:
+            self.low = min(self.low, other.low) if self.count else other.low
+            self.high = max(self.high, other.high) if self.count else other.high
+            self.count += other.count
+            self.total += other.total
+            self.last = other.last
+
     @staticmethod
     def merged(spreads: Iterable[Spread]) -> dict[str, float] | None:
         """Return mean, min and max of all, and the mean of the last ones; None without any."""

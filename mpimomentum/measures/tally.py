@@ -99,6 +99,22 @@ class Tally:
             "bad_models": self.bad_models,
         }
 
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add what another rank has counted, by its :meth:`state_dict`."""
+        other = Tally()
+        other.load_state_dict(state)
+        self.records += other.records
+        self.staleness = Histogram.merged((self.staleness, other.staleness))
+        for rank, theirs in other.peers.items():
+            mine = self.peers.get(rank, WithPeer())
+            self.peers[rank] = WithPeer(
+                mine.exchanges + theirs.exchanges,
+                Histogram.merged((mine.staleness, theirs.staleness)),
+            )
+        self.momentum.absorb(other.momentum)
+        self.bad_gradients += other.bad_gradients
+        self.bad_models += other.bad_models
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from where :meth:`state_dict` was taken."""
         self.records = int(state["records"])

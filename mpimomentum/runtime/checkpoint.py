@@ -13,18 +13,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpimomentum.runtime import checkpoint_files as files
 from mpimomentum.runtime.agreement import exchanged
 from mpimomentum.runtime.checkpoint_files import DIRECTORY, Manifest, Packed, Tree
+from mpimomentum.runtime.checkpoint_program import Part, collected, handed_out
 from mpimomentum.runtime.checkpoint_search import search
 from mpimomentum.runtime.checkpoint_writing import Writing
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
+from mpimomentum.runtime.resizing import RESIZED, Resizing, rules_of
 from mpimomentum.runtime.state import Copies, restore, snapshot
 from mpimomentum.runtime.stop_reason import StopReason
 from mpimomentum.runtime.stop_vote import StopVote
@@ -45,16 +47,6 @@ _SLOW = (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class Part(Protocol):
-    """Something else of this rank that a checkpoint holds, under a name of its own."""
-
-    def state_dict(self) -> Tree:
-        """Return it as tensors and values; called in the program's thread."""
-
-    def load_state_dict(self, state: Tree) -> None:
-        """Go on from there; before the first step, in the program's thread."""
 
 
 class Checkpoints:
@@ -80,6 +72,10 @@ class Checkpoints:
         Returns why the run is to stop, or nothing; asked on every rank's communication thread after
         every step, and now and then between. A reason once given holds. As soon as one rank has one
         all stop, after a checkpoint, at the same step if they wait for each other.
+    resize : bool
+        Whether to go on, too, from what another number of ranks has left.
+    by_epoch : bool
+        Whether to do so from the same epoch, rather than at the same step of a worker.
 
     Attributes
     ----------
@@ -108,6 +104,8 @@ class Checkpoints:
         about: Mapping[str, Any] | Identity | None = None,
         parts: Mapping[str, Part] | None = None,
         stop: Callable[[], str] | None = None,
+        resize: bool = False,
+        by_epoch: bool = False,
     ) -> None:
         for name, value in (("every", every), ("keep", keep)):
             if value is not None and value < 1:
@@ -124,6 +122,9 @@ class Checkpoints:
             self._reason = StopReason(lambda: self._writing.failure or (stop() if stop else ""))
         self._vote = StopVote()
         self._every, self._resume = every, resume
+        self._resize, self._by_epoch = resize, by_epoch
+        self._resizing: dict[str, str] | str = ""  # of the State, for the manifest
+        self._algorithm: Any = None
         self._about = about if isinstance(about, Identity) else Identity(dict(about or {}), {})
         self._identity: dict[str, Any] = {}
         self._loaded: Tree | None = None
@@ -153,10 +154,12 @@ class Checkpoints:
         here |= {"seed": w.seed, "dim": dim}
         about = (hyper_parameters(algorithm) | Identity(here, {}) | self._about).plain()
         self._identity = dict(about.values)  # as the manifest will say it
-        found = search(w, self.directory, self._resume, about, stop)
+        resizing = Resizing(self._resize, algorithm, self._by_epoch)
+        self._algorithm = algorithm
+        found = search(w, self.directory, self._resume, about, stop, resizing)
         if found is not None:
             self._writing.last, self.found, self._loaded = found.path, found.manifest, found.tree
-            self._steps = found.manifest.steps
+            self._steps = [] if RESIZED in found.tree else found.manifest.steps
         self._opened = True
 
     @property
@@ -177,11 +180,15 @@ class Checkpoints:
         if self._loaded is not None:
             tree, self._loaded = self._loaded, None
             w.load_state_dict(tree["worker"])
-            await restore(state, tree["state"])
-            await w.compute(lambda: self._load_program(w, tree), "going on from a checkpoint")
+            await restore(state, tree["state"], whole=RESIZED not in tree)
+            await w.compute(lambda: handed_out(w, self.parts, tree), "going on from a checkpoint")
+            if RESIZED in tree and hasattr(self._algorithm, "finish"):
+                await w.collectives.barrier()  # all have what others take over
+                await self._algorithm.finish(w, state)
         if self._every is not None:
             await snapshot(state, self._copies)  # refuses now what could not be saved later
         if self._reason is not None:
+            self._resizing = rules_of(state, w.objective, self.parts)
             self._writing.open(w)
             if not synchronous:
                 self._word = w.request_word()
@@ -274,30 +281,10 @@ class Checkpoints:
         previous = -1 if self.last is None else files.number_of(self.last)
         number = max(sum(steps) // self._workers, previous + 1)
         tree = {"worker": w.state_dict(), "state": await snapshot(state, self._copies)}
-        tree |= await w.compute(lambda: self._program(w), "collecting a checkpoint")
+        tree |= await w.compute(lambda: collected(w, self.parts), "collecting a checkpoint")
         packed = Packed.of(tree)
         await w.collectives.barrier()  # no rank goes on before all have their copies
-        manifest = Manifest(number, self._identity, steps, [])
+        manifest = Manifest(number, self._identity, steps, [], self._resizing)
         self._writing.begin(w, packed, manifest)
         self._steps = steps
         self.held_up_s.append(time.monotonic() - began_s)
-
-    def _program(self, w: MPIWorker) -> Tree:
-        """Return what the program's thread has: data cursor, torch's streams, parts."""
-        tree: Tree = {"torch": {"cpu": torch.get_rng_state()}}
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            tree["torch"]["cuda"] = torch.cuda.get_rng_state_all()
-        if hasattr(w.objective, "state_dict"):
-            tree["objective"] = w.objective.state_dict()
-        tree["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
-        return tree
-
-    def _load_program(self, w: MPIWorker, tree: Tree) -> None:
-        torch.set_rng_state(tree["torch"]["cpu"])
-        if "cuda" in tree["torch"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(tree["torch"]["cuda"])
-        if "objective" in tree and hasattr(w.objective, "load_state_dict"):
-            w.objective.load_state_dict(tree["objective"])
-        for name, part in self.parts.items():
-            if name in tree["parts"]:
-                part.load_state_dict(tree["parts"][name])

@@ -31,11 +31,15 @@ class Saving:
     resume : str
         never; auto: go on from the newest valid checkpoint in --out, or begin if there is none; or
         the path of a run or of one checkpoint. lr, its schedule and the length may differ.
+    resize : bool
+        With resume: go on, too, from what another number of ranks has left, where the algorithm
+        can (docs/checkpoints.md has a table).
     """
 
     checkpoint_every: int | None = None
     keep: int = KEEP
     resume: str = NEVER
+    resize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep"):
@@ -47,6 +51,8 @@ class Saving:
                 f"keep={self.keep} without checkpoint_every: no checkpoints would be written; say "
                 "checkpoint_every=200, for example, or leave keep out"
             )
+        if self.resize and self.resume == NEVER:
+            raise BadInput("resize=True without resume: nothing is gone on from; say resume=auto")
         if not self.resume:
             raise BadInput(f"resume={self.resume!r}: choose auto, never or a path")
 
@@ -62,7 +68,7 @@ class Saving:
         ------
         BadInput
         """
-        for name, default in (("checkpoint_every", None), ("resume", NEVER)):
+        for name, default in (("checkpoint_every", None), ("resume", NEVER), ("resize", False)):
             if getattr(self, name) != default:
                 raise BadInput(
                     f"{name}={getattr(self, name)}: {what} has no checkpoints, the same seed "

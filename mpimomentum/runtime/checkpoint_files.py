@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 
 from mpimomentum.runtime.telemetry import write
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # that can be read
 DIRECTORY = "checkpoints"
 MANIFEST = "manifest.json"
 
@@ -65,12 +66,16 @@ class Manifest:
         Completed by each rank.
     files : list of File
         In order of the ranks.
+    resizing : dict or str
+        What becomes of what a rank keeps where another number of ranks goes on, or why none can
+        (:mod:`mpimomentum.runtime.resizing`).
     """
 
     number: int
     identity: dict[str, Any]
     steps: list[int]
     files: list[File]
+    resizing: dict[str, str] | str = ""
     mpimomentum: str = dataclasses.field(default_factory=lambda: version("mpimomentum"))
     format: int = FORMAT
 
@@ -184,8 +189,10 @@ def read_part(path: Path, file: File) -> Tree:
         with safe_open(source, framework="pt") as tensors:
             values = json.loads(tensors.metadata()["values"])
             tree: Tree = _unpacked(values, tensors.get_tensor)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise Damaged(f"{source} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{source} is not what mpimomentum writes: {error!r}") from error
     return tree
 
 
@@ -214,7 +221,7 @@ def read_manifest(path: Path) -> Manifest:
         raise Damaged(f"{source} is cut off or changed: {error!r}") from error
     if not whole:
         raise Damaged(f"{source} has changed since it was written: its checksum is another")
-    if values["format"] != FORMAT:
+    if values["format"] not in FORMATS:
         raise Damaged(
             f"{source} has format {values['format']}, this mpimomentum reads {FORMAT}; it was "
             f"written by version {values['mpimomentum']}"

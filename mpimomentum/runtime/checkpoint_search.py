@@ -15,11 +15,13 @@ from mpimomentum.runtime.checkpoint_config import AUTO, NEVER
 from mpimomentum.runtime.checkpoint_files import DIRECTORY, Damaged, Manifest, Tree
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.identity import Identity
-from mpimomentum.runtime.loop import Stop
+from mpimomentum.runtime.loop import Stop, roles
+from mpimomentum.runtime.resizing import RESIZED, Resizing, Share, put_together
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
 
+_OF_THE_SIZE = ("ranks", "topology")  # may differ where the number of ranks does
 _TRIED = 20  # checkpoints, newest first, before giving up
 
 
@@ -33,7 +35,12 @@ class Found:
 
 
 def search(
-    w: MPIWorker, directory: Path, resume: str | Path, about: Identity, stop: Stop
+    w: MPIWorker,
+    directory: Path,
+    resume: str | Path,
+    about: Identity,
+    stop: Stop,
+    resizing: Resizing,
 ) -> Found | None:
     """Find, check and read a checkpoint. Collective.
 
@@ -48,6 +55,8 @@ def search(
         What the run that wrote it must have in common with this one.
     stop : Stop
         When this one ends.
+    resizing : Resizing
+        What to do with a checkpoint of another number of ranks.
 
     Raises
     ------
@@ -60,20 +69,27 @@ def search(
     parent, *names = json.loads(told(w, text)[0]) or [""]
     for name in names:
         path = Path(parent, name)
-        found, damage = _read(w, path, about, stop)
+        found, damage = _read(w, path, about, stop, resizing)
         if found is not None:
+            if RESIZED in found.tree:
+                old, step = len(found.manifest.files), resizing.step(found.manifest, w.size, stop)
+                _warn(w, f"{path} is of {old} ranks: it goes on on {w.size}, at step {step}")
             return found
         if files.number_of(Path(resume)) >= 0:  # this one and no other
             raise BadInput(f"resume={resume}: {damage}; choose another, or auto")
-        if w.rank == 0:
-            sys.stderr.write(f"mpimomentum: warning: {path} is not used: {damage}\n")
-            sys.stderr.flush()
+        _warn(w, f"{path} is not used: {damage}")
     if names:
         raise BadInput(
             f"resume={resume}: no checkpoint in {parent} is valid: remove them to start anew, or "
             "choose another --out"
         )
     return None
+
+
+def _warn(w: MPIWorker, text: str) -> None:
+    if w.rank == 0:
+        sys.stderr.write(f"mpimomentum: warning: {text}\n")
+        sys.stderr.flush()
 
 
 def _offered(directory: Path, resume: str | Path) -> list[Path]:
@@ -103,16 +119,19 @@ def _offered(directory: Path, resume: str | Path) -> list[Path]:
     return found
 
 
-def _read(w: MPIWorker, path: Path, about: Identity, stop: Stop) -> tuple[Found | None, str]:
+def _read(
+    w: MPIWorker, path: Path, about: Identity, stop: Stop, resizing: Resizing
+) -> tuple[Found | None, str]:
     """Read the checkpoint at `path`; if it is damaged on any rank, return what is wrong."""
     refused = damaged = ""
-    found = None
+    read: Tree | Share = {}
     try:
         manifest = files.read_manifest(path)
-        refused = _difference(path, manifest.identity, about)
-        refused = refused or _too_far(path, max(manifest.steps), stop)
-        if not refused:
-            found = Found(path, manifest, files.read_part(path, manifest.files[w.rank]))
+        refused, step = _refusal(path, manifest, w.size, about, stop, resizing)
+        if not refused and len(manifest.files) == w.size:
+            read = files.read_part(path, manifest.files[w.rank])
+        elif not refused:
+            read = Share(path, manifest, w.rank, w.size)
     except Damaged as error:
         damaged = str(error)
     for reason in told(w, refused):
@@ -121,11 +140,30 @@ def _read(w: MPIWorker, path: Path, about: Identity, stop: Stop) -> tuple[Found 
     for reason in told(w, damaged):
         if reason:
             return None, reason
-    return found, ""
+    if isinstance(read, Share):
+        works = w.rank in roles(resizing.algorithm, w.size)[0]
+        putting = put_together(w, read, manifest, step, works)
+        read = w.run(putting, "putting a checkpoint together")
+    return Found(path, manifest, read), ""
+
+
+def _refusal(
+    path: Path, manifest: Manifest, size: int, about: Identity, stop: Stop, resizing: Resizing
+) -> tuple[str, int]:
+    """Return why a run cannot go on from a checkpoint, or nothing; and the step, if it can."""
+    same_size = len(manifest.files) == size
+    saved, of_the_size = dict(manifest.identity), {} if same_size else _OF_THE_SIZE
+    saved |= {name: about.values[name] for name in of_the_size if name in about.values}
+    refused = _difference(path, saved, about)
+    step = max(manifest.steps)
+    if not refused and not same_size:
+        refused = resizing.refusal(path, manifest, size)
+        step = 0 if refused else resizing.step(manifest, size, stop)
+    return refused or _too_far(path, step, stop), step
 
 
 def _difference(path: Path, saved: Mapping[str, Any], about: Identity) -> str:
-    """Return why a run cannot go on from a checkpoint, or nothing."""
+    """Return why a run cannot go on from a checkpoint of another one, or nothing."""
     each = about.differences(saved)
     if not each:
         return ""

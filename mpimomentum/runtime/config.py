@@ -279,18 +279,18 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
-        Without what belongs to one run: `out`, `resume`, `progress` and `log_level`.
+        Without what belongs to one run: `out`, `resume`, `resize`, `progress` and `log_level`.
         """
         values: dict[str, Any] = {}
         for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-        for name in ("out", "resume", "progress", "log_level"):
+        for name in ("out", "resume", "resize", "progress", "log_level"):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same on all ranks: not where a node keeps its data."""
-        here = {"out": self.output.out, "resume": self.saving.resume}
+        here = {"out": self.output.out, "resume": self.saving.resume, "resize": self.saving.resize}
         return {k: v for k, v in self.flat().items() if k != "data_dir"} | here
 
     def pinned(self) -> Identity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,6 +77,8 @@ class TorchObjective(Objective):
         If the lengths disagree, `batch_size` or `weight_decay` is not possible, or
         :class:`FlatModel` refuses.
     """
+
+    resizing: ClassVar[dict[str, str]] = {"order": "fresh", "position": "fresh", "buffers": "mean"}
 
     def __init__(
         self,
@@ -288,21 +290,23 @@ class TorchObjective(Objective):
         ValueError
             If it was taken with another number of samples, or of a model with other buffers.
         """
-        order = state["order"]
+        # without an order it was taken by another number of ranks: a new pass over the data begins
+        order = state.get("order", torch.empty(0, dtype=torch.int64))
+        saved = state.get("buffers", {})
         if len(order) not in (0, self.samples):
             raise ValueError(
                 f"the checkpoint's data cursor is for {len(order)} samples, this rank has "
                 f"{self.samples}: resume with the same data and number of ranks"
             )
         buffers = dict(self.model.named_buffers())
-        if buffers.keys() != state["buffers"].keys():
+        if buffers.keys() != saved.keys():
             raise ValueError(
-                f"the checkpoint is of a model with buffers {sorted(state['buffers'])}, this one "
+                f"the checkpoint is of a model with buffers {sorted(saved)}, this one "
                 f"has {sorted(buffers)}: resume with the same model"
             )
-        for name, value in state["buffers"].items():
+        for name, value in saved.items():
             buffers[name].detach().copy_(value)
-        self._order, self._position = order.clone(), int(state["position"])
+        self._order, self._position = order.clone(), int(state.get("position", 0))
 
     def _batch_gradient(self, x: Vector, batch: Tensor | AugmentedBatch) -> None:
         """Fill `grad`, all but the weight decay."""

@@ -34,7 +34,12 @@ _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False)
 
 def path_of(directory: Path, rank: int) -> Path:
     """Return where `rank` writes its records in a run's directory."""
-    return directory / DIRECTORY / f"rank-{rank:04d}.jsonl"
+    return directory / DIRECTORY / name_of(rank)
+
+
+def name_of(rank: int) -> str:
+    """Return the name of the file of `rank`."""
+    return f"rank-{rank:04d}.jsonl"
 
 
 def lines(records: Iterable[Mapping[str, Any]]) -> str:
@@ -130,10 +135,14 @@ class RecordStream:
     ----------
     file : RecordFile
         What has come to the disk.
+    carried : dict of int to int
+        Ranks of an earlier part of the run that are no more, and whose records are this rank's to
+        account for -> how many there are.
     """
 
     def __init__(self, path: Path, limit: int = WAITING) -> None:
         self.file = RecordFile(path)
+        self.carried: dict[int, int] = {}
         self._limit = limit
         self._waiting: collections.deque[Record] = collections.deque()
         self._writing = threading.Lock()
@@ -162,11 +171,32 @@ class RecordStream:
     def state_dict(self) -> dict[str, Any]:
         """Write what waits and return how many records the file has, for a checkpoint."""
         self.write()
-        return {"records": self.file.count}
+        carried = {str(rank): count for rank, count in self.carried.items()}
+        return {"records": self.file.count} | ({"carried": carried} if carried else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on behind the records that :meth:`state_dict` counted; before the first one."""
         self.file.keep(state["records"])
+        self.carried = {int(rank): count for rank, count in state.get("carried", {}).items()}
+
+    def load_resized(self, states: Mapping[int, Mapping[str, Any]], rank: int, size: int) -> None:
+        """Go on behind what another number of ranks had written; see to those that are no more.
+
+        Parameters
+        ----------
+        states : mapping
+            Old rank -> its :meth:`state_dict`.
+        rank, size : int
+            Of this run. This rank carries what every `size`-th rank behind it has left.
+        """
+        counts = {old: int(state["records"]) for old, state in states.items()}
+        for state in states.values():
+            counts |= {int(old): count for old, count in state.get("carried", {}).items()}
+        self.file.keep(counts.pop(rank, 0))
+        self.carried = {r: n for r, n in counts.items() if r >= size and r % size == rank}
+        for old, count in self.carried.items():
+            with contextlib.closing(RecordFile(self.file.path.with_name(name_of(old)))) as file:
+                file.keep(count)
 
     def _give_up(self, error: OSError) -> None:
         self._limit = 0
@@ -185,7 +215,7 @@ def _cut(path: Path, keep: int) -> tuple[int, int]:
     return count, end
 
 
-def merge_ranks(directory: Path, nbytes: Sequence[int]) -> bool:
+def merge_ranks(directory: Path, nbytes: Sequence[int], carried: Iterable[int] = ()) -> bool:
     """Merge the ranks' files of a run into ``metrics.jsonl``, if this rank sees them all.
 
     Parameters
@@ -194,6 +224,8 @@ def merge_ranks(directory: Path, nbytes: Sequence[int]) -> bool:
         Of the run.
     nbytes : sequence of int
         Size of every rank's file.
+    carried : iterable of int
+        Ranks of an earlier part of the run that are no more.
 
     Returns
     -------
@@ -219,7 +251,7 @@ def merge_ranks(directory: Path, nbytes: Sequence[int]) -> bool:
         return False
     try:
         with replacing(directory / METRICS) as target:
-            merge(paths, target)
+            merge([*paths, *(path_of(directory, rank) for rank in carried)], target)
     except OSError as error:
         _log.warning("no %s is made, the records stay in %s/: %s", METRICS, DIRECTORY, error)
         return False

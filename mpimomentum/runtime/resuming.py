@@ -78,8 +78,10 @@ def take_back(path: Path, config: TrainConfig) -> None:
         path.rmdir()
 
 
-def take_records(path: Path, checkpoint: Path | None, rank: int) -> None:
+def take_records(path: Path, checkpoint: Path | None, rank: int, size: int) -> None:
     """Copy a rank's records to the directory of a run that goes on elsewhere; they are cut later.
+
+    Those of ranks that are no more are taken by the rank that carries them.
 
     Raises
     ------
@@ -88,10 +90,12 @@ def take_records(path: Path, checkpoint: Path | None, rank: int) -> None:
     """
     if checkpoint is None or home(checkpoint) == path:
         return
-    source, target = path_of(home(checkpoint), rank), path_of(path, rank)
-    if source.exists():
+    old = rank
+    while (source := path_of(home(checkpoint), old)).exists():
+        target = path_of(path, old)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
+        old += size
 
 
 def _refuse_another(path: Path, config: TrainConfig) -> None:

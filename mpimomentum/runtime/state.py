@@ -90,8 +90,10 @@ async def _values(state: Any, copies: Copies, inside: str) -> Values:
     return values
 
 
-async def restore(state: Any, values: Values) -> None:
+async def restore(state: Any, values: Values, *, whole: bool = True) -> None:
     """Put `values` of :func:`snapshot` into a freshly made `state`. Collective.
+
+    Unless `whole`, a field that there is no value for stays as it is.
 
     Raises
     ------
@@ -105,7 +107,9 @@ async def restore(state: Any, values: Values) -> None:
         if dataclasses.is_dataclass(current):
             inside = f"{field.name}."
             part = {n.removeprefix(inside): v for n, v in values.items() if n.startswith(inside)}
-            await restore(current, part)
+            await restore(current, part, whole=whole)
+            continue
+        if not whole and field.name not in values:
             continue
         value = values[field.name]
         if isinstance(current, torch.Tensor):

@@ -115,13 +115,15 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             f"stopped: {checkpoints.stopped}. The run is saved in {checkpoints.last} and goes on "
             f"when it is started again with --out {path} --resume auto"
         )
-    on_disk = [json.loads(t) for t in told(worker, f"[{stream.file.nbytes}, {stream.file.count}]")]
+    mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
+    on_disk = [json.loads(text) for text in told(worker, json.dumps(mine))]
     if worker.rank != 0:
         return None
 
     def finish() -> dict[str, Any]:
-        merged = merge_ranks(path, [nbytes for nbytes, _ in on_disk])
-        written = sum(count for _, count in on_disk)
+        carried = dict(pair for _, _, pairs in on_disk for pair in pairs)
+        merged = merge_ranks(path, [nbytes for nbytes, _, _ in on_disk], carried)
+        written = sum(count for _, count, _ in on_disk) + sum(carried.values())
         return job.finish(
             run,
             path,
@@ -229,10 +231,12 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
         saving.resume,
         about=config.pinned() | Identity({"train_samples": len(job.dataset.train_y)}, {}),
         stop=noting(worker, stop_signal.received),
+        resize=saving.resize,
+        by_epoch=config.length.epochs is not None,
     )
     checkpoints.open(worker, algorithm, job.dim, job.stop)
     agreed(worker, lambda: make_ready(path, config, checkpoints.last) if here else None)
-    agreed(worker, lambda: take_records(path, checkpoints.last, worker.rank))
+    agreed(worker, lambda: take_records(path, checkpoints.last, worker.rank, worker.size))
     if here and checkpoints.last is not None and config.output.progress != "off":
         sys.stderr.write(f"going on from {checkpoints.last}\n")
         sys.stderr.flush()

@@ -397,6 +397,7 @@ SAVING = [
     Row("train --keep 5", ("keep=5 without checkpoint_every", "leave keep out")),
     Row("train --keep 0", ("keep=0", "at least 1")),
     Row("train", ("keep=-1", "at least 1"), env={"MPIMOMENTUM_KEEP": "-1"}),
+    Row("train --resize", ("resize=True without resume", "resume=auto")),
     simulate("--checkpoint-every 5", "checkpoint_every=5", "leave checkpoint_every out"),
     simulate("--resume auto", "resume=auto", "leave resume out"),
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mpimomentum.runtime import checkpoint_files as files
-from tests.launch import launch, start
+from tests.launch import ROOT, launch, start
 
 SAVING = str(Path(__file__).parents[1] / "jobs" / "saving.py")
 
@@ -65,3 +67,13 @@ def test_a_full_disk_ends_the_run_on_all_ranks_and_the_one_before_stays(
     assert [p.name for p in (out / "checkpoints").iterdir()] == [path.name]
     for file in files.read_manifest(path).files:
         files.read_part(path, file)
+
+
+def test_kills_at_random_moments_lose_nothing() -> None:
+    """A few of the trials that are made with ``--kills 50``."""
+    trials = [sys.executable, "scripts/checkpoint_trials.py", "--kills", "3", "--ranks", "2"]
+    done = subprocess.run(
+        trials, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills, nothing lost" in done.stdout

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import pickle
+import random
 import stat
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 
 from mpimomentum.runtime import checkpoint_files as files
-from mpimomentum.runtime.checkpoint_files import Damaged, Manifest
+from mpimomentum.runtime.checkpoint_files import Damaged, File, Manifest
 
 RANKS = 2
 
@@ -104,11 +108,80 @@ def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
                 files.read_manifest(path)
 
 
+def seams(data: bytes) -> list[int]:
+    """Where one thing in a file of safetensors ends and the next begins."""
+    header = 8 + int.from_bytes(data[:8], "little")
+    values = json.loads(data[8:header])
+    ends = [
+        header + end for e in values.values() if "data_offsets" in e for end in e["data_offsets"]
+    ]
+    return sorted(
+        {0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1, *ends} - {len(data)}
+    )
+
+
+def test_a_file_cut_at_any_seam_is_named(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, 1)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        each = file.suffix == ".json"
+        for at in range(len(whole) - 2) if each else seams(whole):  # a manifest ends in "}\n"
+            file.write_bytes(whole[:at])
+            with pytest.raises(Damaged, match=file.name):
+                read(path)
+        file.write_bytes(whole)
+    assert len(read(path)) == RANKS
+
+
+def test_any_flipped_bit_of_a_rank_s_file_is_named(tmp_path: Path) -> None:
+    path, _ = write(tmp_path, 1)
+    draw = random.Random(0)
+    for file in sorted(path.glob("rank-*")):
+        whole = file.read_bytes()
+        for at in [*range(16), *(draw.randrange(len(whole)) for _ in range(300))]:
+            data = bytearray(whole)
+            data[at] ^= 1 << draw.randrange(8)
+            file.write_bytes(data)
+            with pytest.raises(Damaged, match=f"{file.name} has changed"):
+                read(path)
+        file.write_bytes(whole)
+
+
+class Trap:
+    """Says so when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("it was unpickled",)
+
+
+@pytest.mark.parametrize("content", ["a pickle", "torch's", "a number", "no values", "a list"])
+def test_what_is_no_file_of_ours_is_refused_though_its_checksum_fits(
+    tmp_path: Path, content: str
+) -> None:
+    path, _ = write(tmp_path, 1)
+    file = path / "rank-0001.safetensors"
+    if content == "a pickle":
+        file.write_bytes(pickle.dumps(Trap()))
+    elif content == "torch's":
+        torch.save(Trap(), file)
+    elif content == "a number":
+        file.write_bytes(b"7")
+    else:
+        about = {"other": ""} if content == "no values" else {"values": "[{"}
+        files.save_file({"x": torch.ones(2)}, file, about)
+    manifest = files.read_manifest(path)
+    data = file.read_bytes()
+    forged = File(file.name, len(data), hashlib.sha256(data).hexdigest())
+    files.commit(path, dataclasses.replace(manifest, files=[manifest.files[0], forged]))
+    with pytest.raises(Damaged, match=file.name):
+        read(path)
+
+
 def test_a_manifest_of_a_later_format_says_so(tmp_path: Path) -> None:
     path, _ = write(tmp_path, 1)
     later = Manifest(1, {}, [], [], mpimomentum="9.1", format=files.FORMAT + 1)
     files.commit(path, later)
-    with pytest.raises(Damaged, match=r"format 2, this mpimomentum reads 1.*version 9\.1"):
+    with pytest.raises(Damaged, match=r"format 3, this mpimomentum reads 2.*version 9\.1"):
         files.read_manifest(path)
 
 

@@ -20,7 +20,7 @@ from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
 DRAWS = 16  # of each algorithm
-OF_ONE_RUN = ("out", "progress", "resume", "log_level")  # not in a config.toml
+OF_ONE_RUN = ("out", "progress", "resume", "resize", "log_level")  # not in a config.toml
 
 TEXTS = {
     "algorithm": tuple(ALGORITHMS),
@@ -118,7 +118,8 @@ def test_what_is_written_is_what_is_read(command, tmp_path, monkeypatch):
             [command, str(file)], exit_on_error=False, print_error=False
         )
         read = bound.kwargs["config"]
-        saving = dataclasses.replace(read.saving, resume=config.saving.resume)
+        here = {name: getattr(config.saving, name) for name in ("resume", "resize")}
+        saving = dataclasses.replace(read.saving, **here)
         alike = dataclasses.replace(read, output=config.output, saving=saving)
         assert alike == config.resolved()
         assert read.toml() == config.toml()
