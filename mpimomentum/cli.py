@@ -20,6 +20,7 @@ from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.divergence import check_end
 from mpimomentum.runtime.doctor.diagnosis import Examination
+from mpimomentum.runtime.doctor.links import check as check_picture
 from mpimomentum.runtime.doctor.place import PARAMETERS, Place
 from mpimomentum.runtime.doctor.table import printer
 from mpimomentum.runtime.errors import BadInput, RunFailed, Stopped
@@ -146,6 +147,7 @@ def doctor(
     json: bool = False,
     parameters: Annotated[float, Parameter(validator=Number(gte=1))] = PARAMETERS,
     limit_s: Annotated[float, Parameter(validator=Number(gt=0))] = 20.0,
+    links: Path | None = None,
 ) -> None:
     """Say what is here, what that means for a run, and what to do where it is not well.
 
@@ -155,6 +157,7 @@ def doctor(
     ```
     mpimomentum doctor
     mpirun -n 4 mpimomentum doctor --parameters 11e6
+    mpirun -n 4 mpimomentum doctor --links links.png
     srun --mpi=pmix -N 2 --ntasks-per-node=4 mpimomentum doctor --json
     ```
 
@@ -166,9 +169,15 @@ def doctor(
         Size of the model that is to fit into shared memory.
     limit_s : float
         Longest that a self-test may take, in seconds.
+    links : Path, optional
+        Measure latency and bandwidth between all pairs of ranks, and draw them into this file
+        (.png, .svg, .pdf); up to 16 ranks get a table, too. Slow pairs are named.
     """
     place = Place.of(parameters=int(parameters))
-    if not Examination(place, limit_s, printer(place, json)).run():
+    picture = None if links is None else check_picture(links)
+    say = printer(place, json, lambda: examination.links)
+    examination = Examination(place, limit_s, say, picture)
+    if not examination.run():
         raise SystemExit(FAILED)
 
 

@@ -49,6 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mpimomentum as mm
+from mpimomentum.topology.round_robin import round_robin
 from mpimomentum.worker import Handle
 
 BLUEFOG_CPU_MS = 114.0  # a rank, one exchange of 11M floats among 4 ranks, this machine; published
@@ -227,20 +228,6 @@ class Bench:
                 exchange(partner)
                 done += 1
         return done / 2
-
-
-def round_robin(n: int) -> list[list[int | None]]:
-    """Return rounds in which everyone meets everyone: the partner of each rank, None if none."""
-    m = n + n % 2
-    rounds = []
-    for k in range(m - 1):
-        circle = [0, *((k + i) % (m - 1) + 1 for i in range(m - 1))]
-        partner: list[int | None] = [None] * n
-        for a, b in zip(circle[: m // 2], reversed(circle[m // 2 :]), strict=True):
-            if a < n and b < n:
-                partner[a], partner[b] = b, a
-        rounds.append(partner)
-    return rounds
 
 
 def start_gloo(w: Any) -> None:

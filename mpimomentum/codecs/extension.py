@@ -10,11 +10,22 @@ from mpimomentum.codecs import fallback
 
 log = logging.getLogger("mpimomentum")
 
+
+def _loaded() -> Any:
+    """Return the extension, or raise ImportError, also if it is not of these sources."""
+    found = importlib.import_module("mpimomentum.codecs._csrc")
+    ours = (f for f in vars(fallback).values() if getattr(f, "__module__", "") == fallback.__name__)
+    missing = {f.__name__ for f in ours if not f.__name__.startswith("_")} - {*vars(found)}
+    if missing:
+        raise ImportError(f"it was built from older sources, without {', '.join(sorted(missing))}")
+    return found
+
+
 _csrc: Any
 problem: str | None = None
 """Why the extension is not in use; None if it is."""
 try:
-    _csrc = importlib.import_module("mpimomentum.codecs._csrc")
+    _csrc = _loaded()
 except ImportError as error:
     _csrc = None
     problem = str(error)

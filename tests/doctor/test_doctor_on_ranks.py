@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,24 @@ def test_what_differs_is_named_by_rank(tmp_path):
     assert [f["ranks"] for f in threads] == [[0, 2], [1]]
     assert "3 ranks with 66 threads in all, 64 in this one" in threads[1]["found"]
     assert any(f["name"] == "self-test: allreduce" for f in told["findings"])
+
+
+def test_a_slow_link_is_named_and_drawn(tmp_path):
+    picture = tmp_path / "links.png"
+    job = examine(4, "slow", tmp_path, "--limit-s", "60", "--links", str(picture))
+    assert job.returncode == 0, job.output
+    told = report(job)
+    links = told["links"]
+    assert links["slow"][0]["ranks"] == [1, 2]  # others may be slow on a machine at work
+    (found,) = [f for f in told["findings"] if f["name"] == "links"]
+    assert re.search(r"slow: .*(ranks 1-2|rank [12] with most)", found["found"])
+    assert found["status"] in ("warn", "note")  # note: where ranks outnumber the cores
+    for name in ("latency_us", "bandwidth_MBps"):
+        rows = links[name]
+        assert all(rows[i][i] is None for i in range(4))
+        assert all(rows[i][j] == rows[j][i] > 0 for i in range(4) for j in range(4) if i != j)
+    assert links["latency_us"][1][2] > 50_000
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

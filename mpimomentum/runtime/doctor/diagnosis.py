@@ -14,9 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpimomentum.runtime.doctor import cuda, machine, mpi, slurm, software, variables
+import torch
+
+from mpimomentum.runtime.doctor import cuda, links, machine, mpi, slurm, software, variables
 from mpimomentum.runtime.doctor.finding import Finding, Row, Status, merge
 from mpimomentum.runtime.doctor.place import Place
 from mpimomentum.runtime.errors import BadInput
@@ -45,6 +48,7 @@ ONCE_PER_NODE: tuple[Check, ...] = (software.data_sets,)
 
 END_S = 60.0
 START_S = 120.0  # dozens of ranks on a few cores start within a minute
+LINKS_LIMITS = 5  # limits of a self-test that the links of all pairs may take together
 LET_RANK_0_SPEAK_S = 3.0
 
 
@@ -58,18 +62,24 @@ class Examination:
         Longest that a self-test may take.
     say : callable
         Shows the report.
+    picture : Path, optional
+        Measure the links between all pairs of ranks, and draw them there.
 
     Attributes
     ----------
+    links : Links, optional
+        On rank 0, once they are measured.
     findings : list of Finding
         Of this rank, so far.
     """
 
-    def __init__(self, place: Place, limit_s: float, say: Say) -> None:
+    def __init__(self, place: Place, limit_s: float, say: Say, picture: Path | None = None) -> None:
         self.place = place
         self.findings: list[Finding] = []
         self._limit_s = limit_s
         self._say = say
+        self._picture = picture
+        self.links: links.Links | None = None
         self._how = Runtime()
         self._library: Library | None = None
 
@@ -195,12 +205,26 @@ class Examination:
                 outcome = await selftest.run(worker, line, test, self._limit_s)
             self._note(mpi.self_test, outcome)
             broken = outcome.broken
+        if self._picture is not None and not broken:
+            await self._measure_links(worker, crowded=_crowded(loads))
         with self._deadline("the collection of the findings", 2 * self._limit_s):
             everyones = await line.tell(json.dumps([dataclasses.asdict(f) for f in self.findings]))
             if not broken:
                 line.close()
         rows = merge([[Finding.of(fields) for fields in json.loads(text)] for text in everyones])
         return line, broken, rows
+
+    async def _measure_links(self, worker: MPIWorker, crowded: bool) -> None:
+        from mpimomentum.transport.links import SIZES, measure
+
+        with self._deadline("links", LINKS_LIMITS * self._limit_s):
+            seconds = await measure(worker)
+            node = torch.tensor([worker.env.node])
+            nodes = (await worker.collectives.allgather(node)).flatten().tolist()
+        if worker.rank == 0:
+            self.links = links.Links.of(seconds.numpy(), SIZES, nodes)
+            self._note(links.finding, self.links, crowded)
+            self._note(links.picture, self.links, self._picture)
 
     def _end_the_job(self, worker: MPIWorker, line: Line) -> None:
         """End all ranks without order: messages are under way that nobody will take."""
@@ -262,6 +286,14 @@ class Examination:
             self._speak_up()
         sys.stdout.flush()
         os._exit(1)
+
+
+def _crowded(loads: Sequence[machine.Load]) -> bool:
+    """Whether on some machine ranks outnumber the cores."""
+    cores: dict[str, set[int]] = {}
+    for load in loads:
+        cores.setdefault(load.host, set()).update(load.cores)
+    return any(sum(o.host == h for o in loads) > len(c) for h, c in cores.items())
 
 
 def _loaded(place: Place) -> tuple[Library | None, Exception]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata, util
 from pathlib import Path
+from zlib import crc32
 
 from mpimomentum import data
 from mpimomentum.codecs import extension
@@ -29,7 +30,7 @@ def versions(place: Place) -> Finding:
     return Finding(
         "versions",
         Status.OK,
-        f"mpimomentum {_version('mpimomentum')}, Python {platform.python_version()}, "
+        f"mpimomentum {_version('mpimomentum')} ({_build()}), Python {platform.python_version()}, "
         + ", ".join(packages),
         "the same on every rank, or weights may differ",
     )
@@ -109,6 +110,12 @@ def data_sets(place: Place) -> Finding:
         "what --data can train on here",
         "`mpimomentum list data` says which files each needs in --data-dir" if missing else "",
     )
+
+
+def _build() -> str:
+    """Return what tells one build of the C++ extension from another."""
+    path = extension.built()
+    return "no build" if path is None else f"build {crc32(Path(path).read_bytes()):08x}"
 
 
 def _version(name: str) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpimomentum.runtime.doctor.finding import Row, Status
+from mpimomentum.runtime.doctor.links import Links, table
 from mpimomentum.runtime.doctor.place import NONE, Place
 
 _STYLES = {Status.OK: "green", Status.NOTE: "cyan", Status.WARN: "yellow", Status.FAIL: "bold red"}
@@ -20,13 +21,22 @@ _STYLES = {Status.OK: "green", Status.NOTE: "cyan", Status.WARN: "yellow", Statu
 REPORT_WIDTH = 110  # columns, where there is no terminal
 
 
-def printer(place: Place, json: bool) -> Callable[[Sequence[Row], int], None]:
-    """Return what prints the rows of a world of so many ranks, as JSON or as a table."""
+def printer(
+    place: Place, json: bool, links: Callable[[], Links | None] = lambda: None
+) -> Callable[[Sequence[Row], int], None]:
+    """Return what prints the rows of a world of so many ranks, as JSON or as a table.
+
+    With the links between the ranks, if they were measured by then.
+    """
 
     def tell(rows: Sequence[Row], size: int) -> None:
+        measured = links()
         if json:
-            print(as_json(rows, size), flush=True)
-        elif place.launcher == NONE and sys.stdout.isatty():
+            print(as_json(rows, size, measured), flush=True)
+            return
+        if measured is not None and (text := table(measured)):
+            print(f"{text}\n")
+        if place.launcher == NONE and sys.stdout.isatty():
             show(rows, size, Console(highlight=False))
         else:  # Open MPI gives ranks a pseudo-terminal even where mpirun writes to a file
             show(rows, size, Console(color_system=None, highlight=False, width=REPORT_WIDTH))
@@ -35,7 +45,7 @@ def printer(place: Place, json: bool) -> Callable[[Sequence[Row], int], None]:
     return tell
 
 
-def as_json(rows: Sequence[Row], size: int) -> str:
+def as_json(rows: Sequence[Row], size: int, links: Links | None = None) -> str:
     """Return one JSON object; its keys are documented in docs/troubleshooting.md."""
     findings: list[dict[str, Any]] = [
         {
@@ -48,7 +58,8 @@ def as_json(rows: Sequence[Row], size: int) -> str:
         }
         for row in rows
     ]
-    return dumps({"status": str(worst(rows)), "size": size, "findings": findings})
+    told = {"status": str(worst(rows)), "size": size, "findings": findings}
+    return dumps(told if links is None else told | {"links": links.as_dict()})
 
 
 def worst(rows: Sequence[Row]) -> Status:

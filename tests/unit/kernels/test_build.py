@@ -80,3 +80,16 @@ def test_a_build_that_fails_leaves_no_older_one(tmp_path: Path, cuda: str) -> No
     )
     assert (run.returncode != 0) == (cuda == "1"), run.stderr
     assert not any(file.exists() for file in older)
+
+
+@pytest.mark.skipif(extension.built() is None, reason="the extension is not built")
+def test_an_extension_of_older_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "exchange_twice", _of_newer_sources, raising=False)
+    with pytest.raises(ImportError, match="built from older sources, without exchange_twice"):
+        extension._loaded()
+
+
+def _of_newer_sources() -> None: ...
+
+
+_of_newer_sources.__module__, _of_newer_sources.__name__ = fallback.__name__, "exchange_twice"
