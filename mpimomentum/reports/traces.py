@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mpimomentum.reports.output import written
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.runtime.telemetry import replacing
 from mpimomentum.runtime.trace import CLOCK, END, NS, ORIGIN, TRACES
 
 MERGED = "trace.json"
@@ -141,13 +141,11 @@ def merge(directory: Path, out: Path) -> dict[int, Clock]:
 
     Raises
     ------
-    BadInput, OSError
+    BadInput
     """
     paths = paths_of(directory)
     clocks = {rank: clock_of(path) for rank, path in paths.items()}
     origin_s = clocks[min(clocks)].to_rank_0_s(clocks[min(clocks)].origin_s)
-    if not out.parent.is_dir():
-        raise BadInput(f"out={out}: there is no directory {out.parent}; choose another --out")
     with contextlib.ExitStack() as stack:
         named: list[Event] = []
         parts: list[Iterable[Event]] = []
@@ -155,7 +153,7 @@ def merge(directory: Path, out: Path) -> dict[int, Clock]:
             aligned = _aligned(events(path), clocks[rank], origin_s, named)
             while chunk := list(itertools.islice(aligned, SORTED_AT_ONCE)):
                 parts.append(_set_aside(sorted(chunk, key=_order), stack))
-        with replacing(out) as file:
+        with written(out) as file:
             file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
             separator = b""
             for event in itertools.chain(named, heapq.merge(*parts, key=_order)):

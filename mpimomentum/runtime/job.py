@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ class Job:
         """How many samples' gradients a worker computes in a step, on average."""
         samples = len(self.dataset.train_y) / self.workers
         return samples_per_step(self.algorithm, self.config.task.batch_size, samples)
+
+    def beginning(self) -> dict[str, Any]:
+        """Return what ``run.json`` says."""
+        return {
+            "ranks": self.size,
+            "workers": self.workers,
+            "steps": self.stop.steps,
+            "duration_s": self.stop.duration_s,
+            "samples_per_step": self.samples_per_step,
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
     @property
     def size(self) -> int:

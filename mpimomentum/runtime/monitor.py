@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps between two losses in the records
 TICK_S = 0.2
 WRITE_EVERY_S = 1.0
+SPLIT_EVERY_S = 1.0  # of the run's clock
+PARTS = ("compute", "gossip", "wait", "idle")
 
 
 class Watched(Protocol):
@@ -135,6 +137,7 @@ class Monitor:
         self._probe = probe
         self._seen: dict[int, Watched] = {} if worker is None else {worker.rank: worker}
         self._loss = self._lr = float("nan")
+        self._next_split_s: dict[int, float] = {}
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._main, name="mpimomentum-monitor", daemon=True)
 
@@ -148,9 +151,18 @@ class Monitor:
         self._seen.setdefault(w.rank, w)
         if w.step % self._log_every == 1 % self._log_every:
             self._loss, self._lr = w.objective.last_loss, _one_number(w.lr)
-            w.record(loss=self._loss, lr=self._lr)
+            w.record(loss=self._loss, lr=self._lr, **self._so_far(w))
         if self._probe is not None:
             self._probe.observe(w, state)
+
+    def _so_far(self, w: Any) -> dict[str, float]:
+        """Return what a worker's time and bytes come to, once a second of the run at most."""
+        now_s = w.now_s()
+        if now_s < self._next_split_s.get(w.rank, 0.0):
+            return {}
+        self._next_split_s[w.rank] = now_s + SPLIT_EVERY_S
+        split = w.time_split()
+        return {f"{p}_s": getattr(split, p) for p in PARTS} | {"bytes": w.traffic.nbytes}
 
     def __enter__(self) -> Monitor:
         if self._records is not None or self._shows:

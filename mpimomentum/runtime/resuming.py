@@ -70,7 +70,8 @@ def take_back(path: Path, config: TrainConfig) -> None:
     """
     if config.saving.resume != NEVER:
         return
-    (path / telemetry.CONFIG).unlink(missing_ok=True)
+    for name in (telemetry.CONFIG, telemetry.BEGINNING):
+        (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / RECORDS, ignore_errors=True)
     for trace in path.glob(TRACES):
         trace.unlink(missing_ok=True)

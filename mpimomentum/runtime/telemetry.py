@@ -18,6 +18,7 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.run import Run
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+BEGINNING = "run.json"
 
 
 def make_directory(
@@ -100,6 +101,11 @@ def write(path: Path, text: str) -> None:
     """Write a file so that, at any moment, it is there in whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_beginning(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write ``run.json``: what whoever watches the run cannot know from its configuration."""
+    write(directory / BEGINNING, json.dumps(about, indent=2) + "\n")
 
 
 def write_summary(directory: Path, results: Mapping[str, Any]) -> None:

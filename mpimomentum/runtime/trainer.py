@@ -69,7 +69,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     worker.topology = job.topology
     worker.seed = config.seed
     path, checkpoints = _begun(job, worker)
-    stream, trace = _outputs(path, config, worker)
+    stream, trace = _outputs(path, job, worker)
     checkpoints.parts["records"] = stream
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
@@ -169,6 +169,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             seed=config.seed,
         )
         out = _directory(job)
+        telemetry.write_beginning(out, job.beginning())
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
     began_s = time.monotonic()
@@ -243,13 +244,13 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
     return path, checkpoints
 
 
-def _outputs(
-    path: Path, config: TrainConfig, worker: MPIWorker
-) -> tuple[RecordStream, Trace | None]:
+def _outputs(path: Path, job: Job, worker: MPIWorker) -> tuple[RecordStream, Trace | None]:
     """Return this rank's records and timeline, open; a run that cannot have them leaves nothing."""
-    rank = worker.rank
+    rank, config = worker.rank, job.config
 
     def opened() -> tuple[RecordStream, Trace | None]:
+        if rank == 0:
+            telemetry.write_beginning(path, job.beginning())
         stream = RecordStream(path_of(path, rank))
         return stream, Trace(traced.path_of(path, rank), rank) if config.output.trace else None
 

@@ -386,7 +386,7 @@ FAILURES = [
         f"simulate --model mlp --out o --progress off --lr 1e30 --algorithm {algorithm}",
         ("the gradient is not finite (training loss", "at step", "lr=1e+30", "smaller --lr"),
         code=1,
-        leaves=frozenset({"o", "o/config.toml", "o/failure.txt"}),
+        leaves=frozenset({"o", "o/config.toml", "o/failure.txt", "o/run.json"}),
     )
     for algorithm in ("allreduce-sgd", "ad-psgd")
 ]
@@ -411,6 +411,33 @@ LOOKING = [
     Row("trace merge . --out no/t.json", ("no/t.json", "another --out"), {"trace-0.json": "[\n"}),
     Row("trace merge .", ("trace-3.json", "not a rank's timeline"), {"trace-3.json": "{}"}),
     Row("trace merge .", ("trace-0.json", "line 3"), {"trace-0.json": HALF}),
+    Row("report", ("FIRST", "--help")),
+    Row("report nowhere", ("nowhere", "no such directory", "--out")),
+    Row(
+        "report .",
+        ("config.toml is missing", "name one of the runs in it: a"),
+        {"a/config.toml": ""},
+    ),
+    Row("report run.toml", ("run.toml is a file", "config.toml"), {"run.toml": ""}),
+    Row("report .", ("config.toml is not TOML", "line 1"), {"config.toml": "a b"}),
+    Row("report . --out no/r.html", ("no/r.html", "another --out"), {"config.toml": ""}),
+    Row("report . .", ("given twice", "give each run once"), {"config.toml": ""}),
+    Row("report .", ("summary.json", "no JSON object"), {"config.toml": "", "summary.json": "[]"}),
+    Row(
+        "report .",
+        ("summary.json cannot be read", "line 1"),
+        {"config.toml": "", "summary.json": "{"},
+    ),
+    Row("watch", ("DIRECTORY", "--help")),
+    Row("watch nowhere --once", ("nowhere", "no such directory")),
+    Row("watch .", ("config.toml is missing", "name a run's"), {"metrics.jsonl": ""}),
+    Row("watch . --every-s 0", ("every-s", "0"), {"config.toml": ""}),
+    Row("watch . --every-s soon", ("soon", "every-s"), {"config.toml": ""}),
+    Row(
+        "watch . --once",
+        ("run.json cannot be read", "line 1"),
+        {"config.toml": "", "run.json": "x"},
+    ),
     Row("trace mrge .", ("mrge", "merge")),
     Row("train", ("MPIMOMENTUM_TRACE=2", "true"), env={"MPIMOMENTUM_TRACE": "2"}),
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpimomentum.base_worker import BaseWorker
+from mpimomentum.measures import Seconds, Traffic
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.monitor import Monitor
 from mpimomentum.runtime.records import RecordStream
@@ -24,6 +25,10 @@ class Rank(BaseWorker):
         self.time_s, self.last_loss, self.lr = 0.0, 0.5, 0.1
         self._objective = self
         self.take_record = take
+        self.traffic = Traffic(nbytes=70)
+
+    def time_split(self) -> Seconds:
+        return Seconds(compute=self.time_s, wait=0.25)
 
     def now_s(self) -> float:
         return self.time_s
@@ -70,6 +75,21 @@ def test_losses_and_step_sizes_are_noted_as_often_as_asked(every, steps):
         w.step += 1
         monitor.observe(w, None)
     assert [(r["step"], r["loss"], r["lr"]) for r in w.records] == [(s, 0.5, 0.1) for s in steps]
+
+
+def test_time_split_and_bytes_are_noted_once_a_second_of_the_run():
+    w = Rank()
+    monitor = Monitor(Stop(steps=40), 4, log_every=1)
+    for step in range(40):
+        w.time_s = step * 0.125
+        w.step += 1
+        monitor.observe(w, None)
+    noted = [r for r in w.records if "compute_s" in r]
+    assert [r["time_s"] for r in noted] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    for record in noted:
+        parts = {"compute_s": record["time_s"], "gossip_s": 0, "wait_s": 0.25, "idle_s": 0}
+        assert parts.items() <= record.items()
+        assert record["bytes"] == 70
 
 
 def test_a_record_can_be_read_while_the_run_goes_on(tmp_path):
