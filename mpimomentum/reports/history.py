@@ -13,7 +13,8 @@ from mpimomentum.runtime.monitor import PARTS
 
 _FIRST_S = 1e-3  # width of the first bins over time, in seconds
 _KNOWN = {"rank", "step", "time_s", "tau", "mixes", "peer", "source", "ticket", "loss"}
-_KNOWN |= {"consensus", "bytes", *(f"{part}_s" for part in PARTS)}
+BAD = {"bad_gradient": "gradients", "bad_model": "models"}
+_KNOWN |= {"consensus", "bytes", *BAD, *(f"{part}_s" for part in PARTS)}
 CURVES = 6  # of further numbers
 
 
@@ -36,6 +37,8 @@ class Rank:
         "compute", "gossip", "wait", "idle" -> seconds, as last recorded.
     nbytes : float or None
         Sent, as last recorded.
+    left_out : dict
+        "gradients", "models" -> how many were not finite and left out.
     """
 
     steps: int = 0
@@ -43,11 +46,15 @@ class Rank:
     staleness: Histogram = field(default_factory=Histogram)
     parts: dict[str, float] = field(default_factory=dict)
     nbytes: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def take(self, record: Record) -> None:
         """Take a record in."""
         self.steps = max(self.steps, record["step"])
         self.time_s = max(self.time_s, record["time_s"])
+        for key, what in BAD.items():
+            if key in record:
+                self.left_out[what] = self.left_out.get(what, 0) + 1
         if "compute_s" in record:
             self.parts = {part: record[f"{part}_s"] for part in PARTS}
             self.nbytes = record["bytes"]

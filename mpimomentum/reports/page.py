@@ -141,8 +141,14 @@ def _states(history: History) -> list[dict[str, Any]]:
 
 
 def _summary(history: History) -> dict[str, str]:
+    left_out = [
+        f"{count} {what} of rank {number}"
+        for number, rank in sorted(history.ranks.items())
+        for what, count in rank.left_out.items()
+    ]
+    more = {"left out, not finite": ", ".join(left_out)} if left_out else {}
     if history.summary is not None:
-        return rows(history.summary)
+        return rows(history.summary) | more
     tau = history.staleness.summary()
     split = time_split([Seconds(**parts) for parts in history.parts().values()])["total"]
     found = {
@@ -153,7 +159,7 @@ def _summary(history: History) -> dict[str, str]:
     }
     if history.last_loss is not None:
         found["last mini-batch's loss"] = f"{history.last_loss:.4f}"
-    return found
+    return found | more
 
 
 def _checkpoints(run: RunDirectory) -> dict[str, str]:
