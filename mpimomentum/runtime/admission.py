@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from mpimomentum.non_finite import Policy
 from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.finite_sum import check_model, needs_finite_sum
@@ -87,11 +88,14 @@ def check_groups(groups: Iterable[Mapping[str, Any]]) -> None:
                 )
 
 
-def same_everywhere(worker: MPIWorker, parameters: FlatModel, algorithm: Algorithm[Any]) -> None:
-    """Refuse models or algorithms that differ between ranks."""
+def same_everywhere(
+    worker: MPIWorker, parameters: FlatModel, algorithm: Algorithm[Any], non_finite: Policy
+) -> None:
+    """Refuse models, algorithms or policies that differ between ranks."""
     layout = [(p.name, tuple(p.x.shape), str(p.parameter.dtype)) for p in parameters.parts]
     digest = hashlib.sha256(repr(layout).encode()).hexdigest()[:12]
-    mine = f"{algorithm!r} on {len(layout)} parameters of {parameters.dim} numbers ({digest})"
+    model = f"{len(layout)} parameters of {parameters.dim} numbers ({digest})"
+    mine = f"{algorithm!r} with non_finite={non_finite!r} on {model}"
     texts = told(worker, mine)
     for rank, theirs in enumerate(texts):
         if theirs != texts[0]:

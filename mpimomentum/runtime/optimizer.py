@@ -110,6 +110,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._algorithm = algorithm
         self._worker = worker
         self._full_closure = full_closure
+        self._non_finite = non_finite
         self._lent = False
         self._decoupled = decay.decoupled(algorithm)
 
@@ -126,7 +127,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return self._laid_out()
 
         self._asking = Asking(agreed(worker, prepare))
-        same_everywhere(worker, self._parameters, algorithm)
+        same_everywhere(worker, self._parameters, algorithm, non_finite)
         worker.bind(self._asking, algorithm.lr)
         worker.guard = None if non_finite == "ignore" else Guard(worker, non_finite)
         self._records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
@@ -262,7 +263,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         loop.close()
         self._loop, self._lent = None, False
         self._asking.parameters = agreed(self._worker, self._laid_out)
-        same_everywhere(self._worker, self._parameters, self._algorithm)
+        same_everywhere(self._worker, self._parameters, self._algorithm, self._non_finite)
         self._begin()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -324,7 +325,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._worker.closing.remove(self.close)
         self._worker.run(self._worker.meet("the end of the training"), "the end of the training")
         self._parameters.load(loop.close())
-        self._worker.guard = None
+        if self._worker.guard is not None:
+            self._worker.guard.report(self._worker.record)  # what no step came after
+            self._worker.guard = None
         self._fingerprint = self._parameters.fingerprint()
         self._worker.take_record = None
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mpimomentum as mm
+from mpimomentum.runtime.errors import BadInput
 from tests.spoilt import Numbered, bad_batches
 
 pytestmark = pytest.mark.mpi
@@ -195,3 +196,33 @@ def test_a_loop_of_ones_own_ends_at_a_gradient_that_is_not_finite(make_worker: A
     opt.step()  # the program may go on: with the same mini-batch's place in the algorithm
     opt.close()
     assert flat(net).isfinite().all()
+
+
+def test_infinities_in_buffers_are_none_of_our_business(make_worker: Any) -> None:
+    w = make_worker()
+    net = nn.Linear(2, 1)
+    mask = torch.full((3, 3), -float("inf")).triu(1)  # as transformers have it
+    net.register_buffer("mask", mask.clone())
+    with mm.DistributedOptimizer(net, mm.DPSGD(lr=0.05), w) as opt:
+        with opt.consensus():
+            assert torch.equal(net.mask, mask)
+        opt.step()
+    assert torch.equal(net.mask, mask)
+
+
+def test_ranks_with_another_policy_are_refused(make_worker: Any) -> None:
+    w = make_worker()
+    policy = "abort" if w.rank == w.size - 1 else "skip"
+    if w.size > 1:
+        with pytest.raises(BadInput, match=r"'skip' .*rank \d .*'abort'.*same on every rank"):
+            mm.DistributedOptimizer(nn.Linear(2, 1), mm.DPSGD(lr=0.05), w, non_finite=policy)
+
+
+def test_a_batch_left_out_at_the_very_end_is_counted(make_worker: Any) -> None:
+    w = make_worker()
+    net = nn.Linear(2, 1)
+    with mm.DistributedOptimizer(net, mm.ADPSGD(lr=0.05), w, non_finite="skip") as opt:
+        (net(torch.ones(4, 2)) * NAN).sum().backward()
+        opt.step()
+    assert [r["bad_gradient"] for r in opt.records] == [1]
+    assert w.tally.bad_gradients == 1
