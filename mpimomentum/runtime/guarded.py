@@ -100,11 +100,12 @@ class Guarded(Objective):
 
     def _in_parts(self, x: Vector, batch: Batch, emit: Callable[[Vector], None]) -> Vector:
         compute: Callable[..., Vector] = self.objective.gradient_in_parts  # type: ignore[attr-defined]
-        return compute(x, batch, lambda part: emit(self._looked_at(part)))
+        # its loss is not known before the whole of it is: that of the last one would be said
+        return compute(x, batch, lambda part: emit(self._looked_at(part, _NOT_FINITE)))
 
-    def _looked_at(self, g: Vector) -> Vector:
+    def _looked_at(self, g: Vector, what: str = "") -> Vector:
         if not finite(g):
-            raise self._guard.error(self._words())
+            raise self._guard.error(what or self._words())
         return g
 
     def _statistics(self) -> Vector | None:
@@ -116,4 +117,7 @@ class Guarded(Objective):
 
     def _words(self) -> str:
         loss = getattr(self.objective, "last_loss", None)
-        return "the gradient is not finite" + ("" if loss is None else f" (training loss {loss:g})")
+        return _NOT_FINITE + ("" if loss is None else f" (training loss {loss:g})")
+
+
+_NOT_FINITE = "the gradient is not finite"

@@ -82,13 +82,14 @@ class VirtualWindow:
 
     def add(self, rank: int, v: Vector) -> Handle[None]:
         """Do x_rank += v; done when applied there."""
+        guard = self._worker.guard
+        if guard is not None and (rank != self.rank or any(p.dim == 0 for p in self._parts)):
+            guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         if rank == self.rank:
             self.drain()
             self._x += v
             self.version += 1
             return Handle.completed(None)
-        if self._worker.guard is not None:
-            self._worker.guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         handle: Handle[None] = Handle(f"an add to rank {rank}")
         self.traffic.count(v.numel() * v.element_size())
         self._simulation.departed()

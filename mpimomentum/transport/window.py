@@ -90,6 +90,8 @@ class InboxWindow:
         self._engine = engine
         self._guard = guard
         self._segment = Segment(env, x0)
+        # such as a center: others have no vector of their own, and read this one
+        self._held_for_others = 0 in self._segment.dims
         self._memory = self._segment.memory
         self._scratch: Vector | None = None
         self._generation = 0
@@ -138,12 +140,12 @@ class InboxWindow:
     def add(self, rank: int, v: Vector) -> Handle[None]:
         """Do x_rank += v; done when applied there."""
         self._check(v, self._segment.dims[rank])
+        if self._guard is not None and (rank != self.rank or self._held_for_others):
+            self._guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         if rank == self.rank:
             self.drain()
             self._segment.apply(v, VERSION)
             return Handle.completed(None)
-        if self._guard is not None:
-            self._guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         self.traffic.count(v.numel() * v.element_size())
         previous = self._last_add.get(rank)
         adding = self._engine.spawn(

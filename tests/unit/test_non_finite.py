@@ -117,6 +117,40 @@ def test_only_what_is_finite_is_sent() -> None:
             run(algorithm, lambda r, n: Numbered(r, {}), observe=spoil)
 
 
+def test_what_a_rank_adds_to_its_own_center_is_looked_at_too() -> None:
+    others: list[torch.Tensor] = []
+
+    def spoil(w: Any, s: Any) -> None:
+        if w.rank == 0 and w.step == 4:
+            s.x[0] = NAN
+        elif w.rank != 0:
+            others.append(s.x.clone())
+
+    algorithm = TABLE["elastic-averaging local steps"]
+    with pytest.raises(NonFinite, match="rank 0: what is added to window 'center' of rank 0"):
+        run(algorithm, lambda r, n: Numbered(r, {}), observe=spoil)
+    assert all(x.isfinite().all() for x in others)
+
+
+def test_a_gradient_in_parts_is_not_reported_with_the_loss_before_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+    x[4:] = NAN
+    f = mm.TorchObjective(
+        torch.nn.Linear(3, 2), torch.nn.functional.mse_loss, x, torch.randn(8, 2), batch_size=4
+    )
+
+    class Rank:
+        rank, step, lr = 0, 1, 0.1
+
+    guarded = Guarded(f, Guard(Rank(), "abort"))
+    guarded.gradient_in_parts(f.initial(), torch.arange(4), lambda part: None)
+    with pytest.raises(NonFinite, match="the gradient is not finite, at step 1"):
+        guarded.gradient_in_parts(f.initial(), torch.arange(4, 8), lambda part: None)
+    with pytest.raises(NonFinite, match="training loss nan"):
+        guarded.gradient(f.initial(), torch.arange(4, 8))
+
+
 def test_chosen_samples_cannot_be_left_out() -> None:
     with pytest.raises(ValueError, match="non_finite=skip: katyusha-x chooses the samples"):
         run(TABLE["katyusha-x"], lambda r, n: Numbered(r, {}))
