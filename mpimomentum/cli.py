@@ -1,10 +1,11 @@
-"""The command ``mpimomentum``: train, simulate, list, doctor."""
+"""The command ``mpimomentum``: train, simulate, submit, list, doctor."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
@@ -15,7 +16,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from mpimomentum.reports import commands
-from mpimomentum.runtime import listing, logs, trainer
+from mpimomentum.runtime import listing, logs, submission, trainer
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.divergence import check_end
@@ -38,6 +39,7 @@ from mpimomentum.runtime.refusal import (
 )
 from mpimomentum.runtime.report import report
 from mpimomentum.runtime.sources import SOURCES
+from mpimomentum.runtime.submission import Resources
 from mpimomentum.runtime.variables import check_instruction_set, runtime
 
 HELP = """
@@ -65,7 +67,7 @@ Exit codes: 0 done; 1 the run failed, or a bug; 2 bad input, nothing was begun; 
 request (SIGTERM or SIGUSR1), a checkpoint is written: start it again with `--resume auto`.
 """
 
-_TRAIN, _SIMULATE = TrainConfig(), SimulateConfig()
+_TRAIN, _SIMULATE, _RESOURCES = TrainConfig(), SimulateConfig(), Resources()
 
 Toml = Annotated[Path | None, Parameter(help="Flags as TOML keys; a flag or a variable wins.")]
 
@@ -139,6 +141,58 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     result = trainer.simulate(config)
     report(*result, _console())
     check_end(result[0]["train_loss"])
+
+
+@app.command
+def submit(
+    *train_flags: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    job: Resources = _RESOURCES,
+    out: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Train as a Slurm job that saves itself before its time is over, and goes on by itself.
+
+    Everything else is what `mpimomentum train` takes, a TOML file too, and is checked before
+    anything is submitted. Writes the script beside the run directory.
+
+    ```
+    mpimomentum submit run.toml --nodes 4 --gpus-per-node 4 --time 2:00:00
+    mpimomentum submit --nodes 2 --algorithm ad-psgd --epochs 100 --account me --dry-run
+    ```
+
+    Parameters
+    ----------
+    train_flags : str
+        Of `mpimomentum train`.
+    out : Path, optional
+        Run directory, which all nodes must see; runs/JOBNAME-DATE-TIME unless given. One that holds
+        a run: the job goes on with it.
+    dry_run : bool
+        Print the script and do no more.
+    """
+    if launched_size() > 1:
+        raise BadInput(f"submit is for one process, but a launcher started {launched_size()}")
+    config = train_config(train_flags if out is None else (*train_flags, "--out", str(out)))
+    script, directory = submission.make(job, config, train_flags)
+    if dry_run:
+        sys.stdout.write(script)
+        return
+    number, path = submission.submit(script, directory)
+    print(f"job {number}: {job.ranks} ranks on {job.nodes} nodes; its script is {path}")
+    print(f"run directory: {directory}")
+    print(f"log: {job.job_name}-{number}.log")
+
+
+def train_config(flags: Sequence[str]) -> TrainConfig:
+    """Return what the flags of `mpimomentum train` come to.
+
+    Raises
+    ------
+    BadInput, CycloptsError
+    """
+    _, bound, _ = app.parse_args(["train", *flags], exit_on_error=False, print_error=False)
+    config: TrainConfig = bound.kwargs.get("config", _TRAIN)
+    return config
 
 
 @app.command

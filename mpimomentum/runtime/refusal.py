@@ -117,6 +117,11 @@ def in_words(error: CycloptsError) -> BadInput:
     text = str(error)
     if isinstance(error, UnknownOptionError) and command in FIELDS:
         text = unknown_flag(error.token.keyword or error.token.value, command)
+    elif isinstance(error, UnknownOptionError) and command == "submit":
+        text = (
+            f"unknown flag {error.token.keyword or error.token.value}: neither mpimomentum submit "
+            "nor train has it; `mpimomentum submit --help` and `train --help` show theirs"
+        )
     elif isinstance(error, RepeatArgumentError):
         text = f"{error.token.keyword} is given twice: give it once"
     elif isinstance(error, MissingArgumentError) and error.keyword:

@@ -442,8 +442,26 @@ LOOKING = [
     Row("train", ("MPIMOMENTUM_TRACE=2", "true"), env={"MPIMOMENTUM_TRACE": "2"}),
 ]
 
+SUBMIT = [  # before sbatch is looked for
+    Row("submit run.toml", ("run.toml, line 1", "lrr", "did you mean lr"), {"run.toml": "lrr = 1"}),
+    Row("submit --lrr 1", ("--lrr", "`mpimomentum submit --help`")),
+    Row("submit --nodes 0", ("--nodes 0", "at least 1")),
+    Row("submit --time soon", ("--time soon", "H:MM:SS")),
+    Row("submit --time 2", ("--time 2", "give more time")),
+    Row("submit --site nowhere", ("--site nowhere", "generic")),
+    Row("submit --site ./my.sh", ("--site ./my.sh", "no such file")),
+    Row("submit --launcher ssh", ("--launcher ssh", "srun or mpirun")),
+    Row("submit --account a'b", ("--account", "without quotes")),
+    Row("submit --sbatch=qos", ("--sbatch 'qos'", "--qos=debug")),
+    Row("submit --partition label", ("--partition label", 'partition = "label"')),
+    Row("submit --resume never", ("--resume", "by itself")),
+    Row("submit --nodes 3 --topology hypercube", ("12 ranks", "power of two")),
+    Row("submit --slow 4:2", ("slow='4:2'", "on 4 ranks")),
+]
+
 ROWS = [
     *LOOKING,
+    *SUBMIT,
     *NAMES,
     *SYNTAX,
     *TYPES,

@@ -7,18 +7,26 @@ Every node is a slurmd of its own name, in namespaces of its own: jobs see its h
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "slurm"
+TWO_EACH = ("--nodes=2", "--ntasks-per-node=2")
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
 LOOPBACK = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo", "OMPI_MCA_btl_tcp_if_include": "lo"}
+
+GOES_ON = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"}
 
 _NODE = """
 hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs -o size=50% tmpfs /dev/shm &&
@@ -26,6 +34,7 @@ exec slurmd -f "$3" -N "$1"
 """
 
 
+@functools.cache
 def missing() -> str:
     """Return why there can be no cluster here, or nothing."""
     if os.geteuid() != 0:
@@ -54,7 +63,12 @@ class Cluster:
     directory : Path
         Empty; everything of the cluster is below.
     nodes, cpus : int
-        Number of nodes, and of processors that each says it has.
+        Number of nodes, and of processors (and GPUs) that each says it has.
+
+    Attributes
+    ----------
+    gpus : int
+        Pretend GPUs of each node; 0 where root may not make devices.
     """
 
     def __init__(self, directory: Path, nodes: int = 2, cpus: int = 2) -> None:
@@ -71,6 +85,7 @@ class Cluster:
             (directory / name).mkdir(parents=True)
         (directory / "munge").chmod(0o700)
         self._hosts()
+        self.gpus = self._pretend_gpus(cpus)
         (directory / "slurm.conf").write_text(self._configuration(cpus), encoding="utf-8")
         key = directory / "munge" / "key"
         key.write_bytes(secrets.token_bytes(128))
@@ -88,7 +103,26 @@ class Cluster:
             command = ["sh", "-c", _NODE, "sh", name, str(d / "hosts"), str(d / "slurm.conf")]
             self.run("unshare", "--uts", "--mount", *command)
         idle = ("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N")
-        until(lambda: len(self.run(*idle).split()) == len(self.names), "all nodes idle")
+        self.until(lambda: len(self.run(*idle).split()) == len(self.names), "all nodes idle")
+
+    def until(self, true: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+        """Wait until `true()`; if that does not come, say what the daemons say."""
+        try:
+            until(true, what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.why()}") from None
+
+    def why(self) -> str:
+        """Return the cluster's state and the ends of its daemons' logs."""
+        shown = []
+        for command in (("squeue", "--long"), ("sinfo", "-N", "--long"), ("sinfo", "-R")):
+            with contextlib.suppress(subprocess.SubprocessError, AssertionError):
+                shown.append(self.run(*command, timeout=10))
+        for log in (*sorted(self.directory.glob("slurm*.log")), self.directory / "munge" / "log"):
+            if log.exists():
+                lines = log.read_text(errors="replace").splitlines()[-15:]
+                shown += [f"--- the end of {log.name}:", *lines]
+        return "\n".join(shown)
 
     def stop(self) -> None:
         """End jobs and daemons."""
@@ -128,27 +162,48 @@ class Cluster:
         path = self.work / f"{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, job: str, text: str, timeout_s: float = 120) -> str:
+    def wait_for(self, job: str, text: str, timeout_s: float = 180) -> str:
         """Wait until a job has printed `text`."""
+
+        def over() -> bool:
+            return text in self.log(job) or not self.states(job) & GOES_ON
+
         try:
-            until(lambda: text in self.log(job), f"{text!r} in the log of job {job}", timeout_s)
+            self.until(over, f"{text!r} in the log of {job}", timeout_s)
+            assert text in self.log(job), f"{self.states(job)} without {text!r}"
         except AssertionError as error:
-            raise AssertionError(f"{error}:\n{self.log(job)}") from None
+            raise AssertionError(f"{error}\n--- its log:\n{self.log(job)}") from None
         return self.log(job)
 
-    def wait(self, job: str, timeout_s: float = 120) -> str:
+    def wait(self, job: str, timeout_s: float = 180) -> str:
         """Wait until a job is over; return its state."""
 
-        def state() -> str:
-            shown = self.run("scontrol", "show", "job", job)
-            return shown.partition("JobState=")[2].split()[0]
+        try:
+            self.until(lambda: not self.states(job) & GOES_ON, f"the end of job {job}", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n--- its log:\n{self.log(job)}") from None
+        (state,) = self.states(job)
+        return state
 
-        until(
-            lambda: state() not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"),
-            f"the end of job {job}",
-            timeout_s,
-        )
-        return state()
+    def states(self, job: str) -> set[str]:
+        """Return the states of a job, or of an array's tasks."""
+        shown = self.run("scontrol", "show", "job", job)
+        return {part.split()[0] for part in shown.split("JobState=")[1:]}
+
+    def _pretend_gpus(self, count: int) -> int:
+        """Make devices that Slurm hands out as GPUs: it asks for no more than that they are there.
+
+        Every node gets the same ones, /dev/null by another name.
+        """
+        files = [self.directory / f"gpu{i}" for i in range(count)]
+        try:
+            for file in files:
+                os.mknod(file, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except OSError:
+            return 0
+        names = f"NodeName={','.join(self.names)} Name=gpu File={self.directory}/gpu[0-{count - 1}]"
+        (self.directory / "gres.conf").write_text(f"{names}\n", encoding="utf-8")
+        return count
 
     def _hosts(self) -> None:
         known = Path("/etc/hosts").read_text(encoding="utf-8")
@@ -168,6 +223,7 @@ class Cluster:
         d, host, first = self.directory, socket.gethostname().partition(".")[0], _free_ports(9)
         last = first + len(self.names)
         nodes = f"node[1-{len(self.names)}]"
+        gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
         return f"""ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
@@ -196,12 +252,13 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=60
 MessageTimeout=30
 PropagateResourceLimits=NONE
-NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 1}-{last}] CPUs={cpus}
+NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 1}-{last}] CPUs={cpus}{gres}
 PartitionName=main Nodes={nodes} Default=YES MaxTime=60 PriorityTier=1 GraceTime=60 State=UP
 PartitionName=urgent Nodes={nodes} MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """

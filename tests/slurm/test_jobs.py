@@ -1,43 +1,31 @@
-"""The batch scripts of slurm/ on a real Slurm of two nodes, with the MPI of this environment."""
+"""Training as a batch job, and what may come between: preemption, a requeue, time, its owner."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing, running
+from tests.slurm.cluster import SCRIPTS, TWO_EACH, Cluster
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "slurm"
-TWO_EACH = ("--nodes=2", "--ntasks-per-node=2")
+pytestmark = pytest.mark.timeout(420)  # a job that went back into the queue is held for a while
 
-pytestmark = [
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.timeout(300),  # a job that went back into the queue is held for a while
-]
+WITHOUT_END = ("--model", "mlp", "--compute-s", "0.01", "--steps", "100000", "--progress", "lines")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    prefix = "slurm-"  # and no longer: it is in the names of sockets
-    with tempfile.TemporaryDirectory(prefix=prefix) as made, running(Path(made)) as started:
-        started.env["PATH"] = f"{Path(sys.executable).parent}:{started.env['PATH']}"
-        started.env |= {"PYTHONPATH": str(ROOT), "SLURM_SCRIPTS": str(SCRIPTS)}
-        yield started
+def train(cluster: Cluster, out: Path, *flags: str, options: tuple[str, ...] = ()) -> str:
+    """Start a run and wait until it is under way."""
+    script = SCRIPTS / "train.sbatch"
+    job = cluster.submit(script, *flags, options=(*TWO_EACH, *options), OUT=str(out))
+    cluster.wait_for(job, "samples/s")
+    return job
 
 
-def test_the_scripts_are_sound() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("not installed: shellcheck")
-    scripts = [str(p) for p in (*SCRIPTS.glob("*.s*"), *SCRIPTS.glob("env/*.sh"))]
-    subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, check=True)
+def updates(out: Path) -> list[int]:
+    found: list[int] = json.loads((out / "summary.json").read_text())["updates_per_rank"]
+    return found
 
 
 def test_smoke(cluster: Cluster) -> None:
@@ -49,28 +37,59 @@ def test_smoke(cluster: Cluster) -> None:
 
 
 def test_a_run_that_is_preempted_goes_on_to_its_end(cluster: Cluster) -> None:
-    out = cluster.work / "run"
+    out = cluster.work / "preempted"
     flags = ("--algorithm", "d-psgd", "--model", "mlp", "--compute-s", "0.01", "--steps", "900")
-    job = cluster.submit(
-        SCRIPTS / "train.sbatch", *flags, "--progress", "lines", options=TWO_EACH, OUT=str(out)
-    )
-    cluster.wait_for(job, "samples/s")  # under way
+    job = train(cluster, out, *flags, "--progress", "lines")
     urgent = cluster.submit(SCRIPTS / "smoke.sbatch", options=(*TWO_EACH, "--partition=urgent"))
     assert cluster.wait(urgent) == "COMPLETED"
     log = cluster.wait_for(job, f"job {job}, start 2")
     assert f"job {job}: back into the queue" in log
     assert cluster.wait(job) == "COMPLETED", cluster.log(job)
     assert f"going on from {out}/checkpoints/step-" in cluster.log(job)
-    assert json.loads((out / "summary.json").read_text())["updates_per_rank"] == [900] * 4
+    assert updates(out) == [900] * 4
+
+
+def test_a_run_that_is_requeued_by_hand_goes_on(cluster: Cluster) -> None:
+    out = cluster.work / "requeued"
+    flags = ("--model", "mlp", "--compute-s", "0.01", "--steps", "600", "--progress", "lines")
+    job = train(cluster, out, *flags)
+    cluster.run("scontrol", "requeue", job)
+    log = cluster.wait_for(job, f"job {job}, start 2")
+    assert f"job {job}: saved" in log  # it was given the time
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    assert f"going on from {out}/checkpoints/step-" in cluster.log(job)
+    assert updates(out) == [600] * 4
+
+
+def test_a_run_whose_time_is_over_is_saved_and_goes_on(cluster: Cluster) -> None:
+    out, file = cluster.work / "late", cluster.work / "late.toml"
+    text = 'algorithm = "d-psgd"\nmodel = "mlp"\ncompute_s = 0.01\nprogress = "lines"\n'
+    file.write_text(f"{text}steps = 100000\n")
+    limits = ("--time=1", "--signal=B:USR1@50")  # Slurm looks every half minute
+    job = train(cluster, out, str(file), options=limits)
+    log = cluster.wait_for(job, f"job {job}: back into the queue")
+    assert f"job {job}: asked to stop, USR1" in log
+    steps = int(re.findall(r"saved in \S+/step-(\d+)", log)[-1]) + 20
+    file.write_text(f"{text}steps = {steps}\n")  # or it would take its minute again
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    assert f"job {job}, start 2" in cluster.log(job)
+    assert updates(out) == [steps] * 4
+
+
+def test_a_run_is_not_started_again_for_ever(cluster: Cluster) -> None:
+    out = cluster.work / "often"
+    job = cluster.submit(
+        SCRIPTS / "train.sbatch", *WITHOUT_END, options=TWO_EACH, OUT=str(out), MAX_STARTS="1"
+    )
+    cluster.wait_for(job, "samples/s")
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for(job, "not started again, after 1 starts")
+    assert cluster.wait(job) == "FAILED"
 
 
 def test_a_job_that_its_owner_cancels_stays_so(cluster: Cluster) -> None:
-    job = cluster.submit(
-        SCRIPTS / "train.sbatch", "--model", "mlp", "--compute-s", "0.01", "--steps", "100000",
-        "--progress", "lines", options=TWO_EACH, OUT=str(cluster.work / "cancelled"),
-    )  # fmt: skip
-    cluster.wait_for(job, "samples/s")
+    job = train(cluster, cluster.work / "cancelled", *WITHOUT_END)
     cluster.run("scancel", job)
-    cluster.wait_for(job, "not queued again")
+    cluster.wait_for(job, f"job {job}: saved")
     assert cluster.wait(job) == "CANCELLED"
     assert "start 2" not in cluster.log(job)

@@ -1,0 +1,158 @@
+"""mpimomentum submit: its script, whatever the arguments are. tests/slurm submits for real."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mpimomentum import cli
+from mpimomentum.runtime import refusal
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.submission import MARK, Resources, script
+
+ROOT = Path(__file__).parents[2]
+
+# what a shell might take for its own, and anything else that an argument may be
+HOSTILE = ("$(touch pwned)", "`touch pwned`", *"'\"\\\n *;&#~!$")
+ARGUMENT = st.one_of(
+    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=20),
+    st.lists(st.sampled_from(HOSTILE), max_size=6).map("".join),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (*refusal.RANK_VARIABLES, *refusal.SIZE_VARIABLES)
+    for name in (*names, *(v for v in os.environ if v.startswith("MPIMOMENTUM_"))):
+        monkeypatch.delenv(name, raising=False)
+
+
+def program(path: Path, text: str) -> Path:
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the batch script runs with no Slurm: one "rank", which tells."""
+    folder = tmp_path_factory.mktemp("stage")
+    scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
+    (folder / "site.sh").write_text(f"{scripts}; LAUNCH=()\n")
+    program(folder / "mpimomentum", r'printf "%s\0" "$@" >told')
+    return folder
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(args=st.lists(ARGUMENT, max_size=5), out=ARGUMENT)
+def test_every_argument_reaches_train_as_it_is(stage: Path, args: list[str], out: str) -> None:
+    where = f"/runs/{out}"
+    with contextlib.chdir(stage):
+        text = script([], {"SLURM_SCRIPTS": str(stage), "OUT": where}, args)
+    (stage / "job.sbatch").write_text(text, encoding="utf-8")
+    known = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "n"}
+    done = subprocess.run(
+        ["bash", "job.sbatch"],
+        cwd=stage,
+        env={**os.environ, **known, "PATH": f"{stage}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = (stage / "told").read_bytes().decode().split("\0")[:-1]
+    assert told == ["train", *args, "--out", where, "--resume", "auto"]
+    assert not (stage / "pwned").exists()
+
+
+def test_the_script_is_that_of_the_folder_slurm(tmp_path: Path) -> None:
+    template = (ROOT / "slurm" / "train.sbatch").read_text()
+    head, _, body = template.partition(MARK)
+    made = script(["--nodes=7"], {}, ["run.toml"])
+    assert made.endswith(body)
+    asked = [line for line in head.splitlines() if line.startswith("#SBATCH")]
+    others = [line for line in asked if not line.startswith("#SBATCH --nodes")]
+    assert [li for li in made.splitlines() if li.startswith("#SBATCH")] == [
+        *others, "#SBATCH --nodes=7",
+    ]  # fmt: skip
+    for line in asked:  # every line of the template is one that submit can replace or leave
+        assert line.partition("=")[0].startswith("#SBATCH --")
+
+
+def test_the_package_has_what_the_folder_slurm_has() -> None:
+    package = Path(str(resources.files("mpimomentum"))) / "slurm"
+
+    def files(folder: Path) -> dict[str, bytes]:
+        found = (p for p in folder.rglob("*") if p.is_file() and p.suffix in (".sh", ".sbatch"))
+        return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+    assert files(package.resolve()) == files(ROOT / "slurm")
+    assert {"train.sbatch", "site.sh", "gpu_select.sh", "env/generic.sh"} <= set(files(package))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, ("--ntasks-per-node=4", 4)),
+        ({"nodes": 4, "gpus_per_node": 8}, ("--ntasks-per-node=8", 32)),
+        ({"nodes": 4, "gpus_per_node": 8, "ranks_per_node": 2}, ("--ntasks-per-node=2", 8)),
+    ],
+)
+def test_a_rank_for_each_gpu_unless_said(asked, expected) -> None:
+    job = Resources(**asked)
+    assert expected[0] in job.options()
+    assert job.ranks == expected[1]
+
+
+@pytest.mark.parametrize("time", ["3", "2:01", "0:02:01", "0-1", "0-0:3", "0-0:0:121"])
+def test_times_that_leave_room_to_save(time: str) -> None:
+    assert f"--time={time}" in Resources(time=time).options()
+
+
+@pytest.mark.parametrize("time", ["2", "2:00", "0:02:00", "0-0", "0-0:2", "0-0:0:120"])
+def test_times_that_do_not(time: str) -> None:
+    with pytest.raises(BadInput, match="at its start"):
+        Resources(time=time)
+
+
+def test_only_a_dry_run_needs_no_sbatch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a b.toml").write_text("lr = 0.5\n")
+    monkeypatch.setattr(
+        sys, "argv", ["mpimomentum", "submit", "a b.toml", "--mu", "0.5", "--dry-run", "--lazy"]
+    )
+    cli.main()
+    assert "set -- 'a b.toml' --mu 0.5 --lazy\n" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["mpimomentum", "submit", "a b.toml"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "no sbatch here" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a b.toml"]
+
+
+def test_what_sbatch_refuses_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs / "sbatch", "echo 'sbatch: error: no such partition' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mpimomentum", "submit", "--out", "o/run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "nothing was submitted; sbatch: error: no such partition" in capsys.readouterr().err
+    assert not list((tmp_path / "o").iterdir())
