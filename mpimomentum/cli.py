@@ -67,7 +67,7 @@ Exit codes: 0 done; 1 the run failed, or a bug; 2 bad input, nothing was begun; 
 request (SIGTERM or SIGUSR1), a checkpoint is written: start it again with `--resume auto`.
 """
 
-_TRAIN, _SIMULATE, _RESOURCES = TrainConfig(), SimulateConfig(), Resources()
+_TRAIN, _SIMULATE = TrainConfig(), SimulateConfig()
 
 Toml = Annotated[Path | None, Parameter(help="Flags as TOML keys; a flag or a variable wins.")]
 
@@ -146,7 +146,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
 @app.command
 def submit(
     *train_flags: Annotated[str, Parameter(allow_leading_hyphen=True)],
-    job: Resources = _RESOURCES,
+    job: Resources | None = None,
     out: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -172,6 +172,7 @@ def submit(
     """
     if launched_size() > 1:
         raise BadInput(f"submit is for one process, but a launcher started {launched_size()}")
+    job = job or Resources()
     config = train_config(train_flags if out is None else (*train_flags, "--out", str(out)))
     script, directory = submission.make(job, config, train_flags)
     if dry_run:

@@ -7,6 +7,7 @@ can be read, kept and submitted again by itself.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -56,10 +57,11 @@ class Resources:
         Of the site.
     job_name : str
         Also in the names of log and run directory.
-    site : str
-        generic, cray-nvidia, cray-amd, jsc, or a path, with a slash, to a file of your own.
-    launcher : str
-        srun, or the MPI's own mpirun.
+    site : str, optional
+        generic, cray-nvidia, cray-amd, jsc, or a path, with a slash, to a file of your own. Unless
+        given, what the variable SITE says, else generic.
+    launcher : str, optional
+        srun, or the MPI's own mpirun. Unless given, what LAUNCHER says, else srun.
     pmi : str, optional
         srun's --mpi=, where the usual one is wrong; default: leave it to the site.
     save_before_s : int
@@ -76,8 +78,8 @@ class Resources:
     partition: str | None = None
     account: str | None = None
     job_name: str = "mpimomentum"
-    site: str = "generic"
-    launcher: str = "srun"
+    site: str | None = None
+    launcher: str | None = None
     pmi: str | None = None
     save_before_s: int = 120
     sbatch: tuple[str, ...] = ()
@@ -101,15 +103,16 @@ class Resources:
         for option in self.sbatch:
             if not option.startswith("-") or not _WORD.fullmatch(option):
                 raise BadInput(f"--sbatch {option!r}: write a whole option, --sbatch=--qos=debug")
-        if self.launcher not in ("srun", "mpirun"):
-            raise BadInput(f"--launcher {self.launcher}: choose srun or mpirun")
-        if "/" not in self.site and self.site not in sites():
+        site, launcher = self._site, self._launcher
+        if launcher not in ("srun", "mpirun"):
+            raise BadInput(f"--launcher {launcher}: choose srun or mpirun")
+        if "/" not in site and site not in sites():
             raise BadInput(
-                f"--site {self.site}: choose one of {', '.join(sites())}, or a path to a file "
-                "of your own, such as ./mysite.sh"
+                f"--site {site}: choose one of {', '.join(sites())}, or a path to a file of your "
+                "own, such as ./mysite.sh"
             )
-        if "/" in self.site and not Path(self.site).is_file():
-            raise BadInput(f"--site {self.site}: there is no such file")
+        if "/" in site and not Path(site).is_file():
+            raise BadInput(f"--site {site}: there is no such file")
         if _seconds(self.time) <= self.save_before_s:
             raise BadInput(
                 f"--time {self.time}: the run would be asked to save itself {self.save_before_s} s "
@@ -124,6 +127,14 @@ class Resources:
     @property
     def _ranks_per_node(self) -> int:
         return self.ranks_per_node or self.gpus_per_node or RANKS_PER_NODE
+
+    @property
+    def _site(self) -> str:
+        return self.site or os.environ.get("SITE") or "generic"
+
+    @property
+    def _launcher(self) -> str:
+        return self.launcher or os.environ.get("LAUNCHER") or "srun"
 
     def options(self) -> list[str]:
         """Return them as sbatch's."""
@@ -144,8 +155,8 @@ class Resources:
 
     def settings(self) -> dict[str, str]:
         """Return the variables of the batch script that they come to."""
-        site = str(Path(self.site).absolute()) if "/" in self.site else self.site
-        chosen = {"SITE": site, "LAUNCHER": self.launcher, "SLURM_SCRIPTS": str(SCRIPTS)}
+        site = str(Path(self._site).absolute()) if "/" in self._site else self._site
+        chosen = {"SITE": site, "LAUNCHER": self._launcher, "SLURM_SCRIPTS": str(SCRIPTS)}
         return chosen | ({"PMI": self.pmi} if self.pmi else {})
 
 

@@ -112,6 +112,26 @@ def test_a_rank_for_each_gpu_unless_said(asked, expected) -> None:
     assert job.ranks == expected[1]
 
 
+def test_site_and_launcher_are_those_of_the_batch_scripts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("SITE", "LAUNCHER"):
+        monkeypatch.delenv(name, raising=False)
+    usual = Resources().settings()
+    assert (usual["SITE"], usual["LAUNCHER"]) == ("generic", "srun")
+    own = tmp_path / "my site.sh"
+    own.touch()
+    monkeypatch.setenv("SITE", str(own))
+    monkeypatch.setenv("LAUNCHER", "mpirun")
+    exported = Resources().settings()
+    assert (exported["SITE"], exported["LAUNCHER"]) == (str(own), "mpirun")
+    asked = Resources(site="jsc", launcher="srun").settings()
+    assert (asked["SITE"], asked["LAUNCHER"]) == ("jsc", "srun")
+    monkeypatch.setenv("SITE", "nowhere")
+    with pytest.raises(BadInput, match="--site nowhere"):
+        Resources()
+
+
 @pytest.mark.parametrize("time", ["3", "2:01", "0:02:01", "0-1", "0-0:3", "0-0:0:121"])
 def test_times_that_leave_room_to_save(time: str) -> None:
     assert f"--time={time}" in Resources(time=time).options()
