@@ -6,8 +6,9 @@ import collections
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-STEPS, PROGRAM, COMMUNICATION = range(3)
-"""The tracks: steps with what they await; the program's thread; the communication thread."""
+STEPS, PROGRAM, COMMUNICATION, DISK = range(4)
+"""The tracks: steps with what they await; the program's thread; the communication thread;
+checkpoints that are written beside all that."""
 
 LIMIT = 100_000  # events, about 20 MB, that may wait for a slow disk
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mpimomentum.runtime import checkpoint_files as files
 from mpimomentum.runtime.checkpoint_files import File, Manifest, Packed
 from mpimomentum.runtime.errors import RunFailed
+from mpimomentum.runtime.timeline import on_disk
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
@@ -75,7 +76,8 @@ class Writing:
             All but the files.
         """
         assert self._task is None, "the one before is not settled"
-        self._task = w.spawn(self._write(w, mine, manifest), "writing a checkpoint")
+        writing = on_disk(w, self._write(w, mine, manifest))
+        self._task = w.spawn(writing, "writing a checkpoint")
 
     async def settle(self, w: MPIWorker) -> float:
         """Wait until what was begun is there; return how many seconds that took.

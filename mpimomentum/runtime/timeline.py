@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from mpimomentum.measures import Traffic
-from mpimomentum.measures.spans import COMMUNICATION, STEPS, Spans
+from mpimomentum.measures.spans import COMMUNICATION, DISK, STEPS, Spans
 
 T = TypeVar("T")
 
@@ -59,14 +59,23 @@ class Timeline:
         return coroutine if self._spans is None else _await(_Works(coroutine, self._spans))
 
     async def pause(self, saves: Saves, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Carry out a pause of all ranks; a span, "checkpoint" if that was taken."""
+        """Carry out a pause of all ranks; a span, "checkpoint" if it is for one."""
         if self._spans is None:
             return await coroutine
         began_s, before = self._spans.now_s(), saves.last
         result: T = await _Awaits(coroutine, self._spans)
-        name = "checkpoint" if saves.last != before else "pause"
+        saved = result or saves.last != before  # a run goes on while it is written
+        name = "checkpoint" if saved else "pause"
         self._spans.span(STEPS, name, began_s, self._spans.now_s())
         return result
+
+
+async def on_disk(worker: Moves, coroutine: Coroutine[Any, Any, None]) -> None:
+    """Carry out the writing of a checkpoint beside the steps; a span."""
+    began_s = 0.0 if worker.spans is None else worker.spans.now_s()
+    await coroutine
+    if worker.spans is not None:
+        worker.spans.span(DISK, "writing a checkpoint", began_s, worker.spans.now_s())
 
 
 def noting(worker: Moves, stop: Callable[[], str]) -> Callable[[], str]:

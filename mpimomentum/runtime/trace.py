@@ -32,7 +32,7 @@ CLOCK, ORIGIN, END = "mpimomentum_clock", "mpimomentum_origin", "mpimomentum_end
 """Names of the events that are for ``mpimomentum trace merge``; viewers leave them out."""
 
 TRACES = "trace-*.json"
-TRACKS = ("steps", "program", "communication")
+TRACKS = ("steps", "program", "communication", "disk")
 WRITE_EVERY_S = 1.0
 PIECE = 64  # events encoded before other threads get their turn
 NS = 1e9
