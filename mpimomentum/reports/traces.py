@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ from mpimomentum.runtime.trace import CLOCK, END, NS, ORIGIN, TRACES
 
 MERGED = "trace.json"
 SORTED_AT_ONCE = 100_000  # events in memory
+READ_AT_ONCE = 1 << 14  # bytes of each sorted chunk
 _OURS = {CLOCK, ORIGIN, END}
 
 Event = dict[str, Any]
@@ -146,13 +147,16 @@ def merge(directory: Path, out: Path) -> dict[int, Clock]:
     paths = paths_of(directory)
     clocks = {rank: clock_of(path) for rank, path in paths.items()}
     origin_s = clocks[min(clocks)].to_rank_0_s(clocks[min(clocks)].origin_s)
-    with contextlib.ExitStack() as stack:
+    if out.resolve() in {path.resolve() for path in paths.values()}:
+        raise BadInput(f"out={out} is a rank's own timeline: choose another --out")
+    # one file for all chunks: long runs of many ranks have more than a process may open
+    with tempfile.TemporaryFile() as aside:
         named: list[Event] = []
         parts: list[Iterable[Event]] = []
         for rank, path in paths.items():
             aligned = _aligned(events(path), clocks[rank], origin_s, named)
             while chunk := list(itertools.islice(aligned, SORTED_AT_ONCE)):
-                parts.append(_set_aside(sorted(chunk, key=_order), stack))
+                parts.append(_set_aside(sorted(chunk, key=_order), aside))
         with written(out) as file:
             file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
             separator = b""
@@ -187,13 +191,21 @@ def _aligned(
         yield event
 
 
-def _set_aside(chunk: list[Event], stack: contextlib.ExitStack) -> Iterator[Event]:
-    """Write events to a temporary file and return them, to be read again one by one."""
-    file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # of the stack
-    stack.enter_context(file)
-    file.writelines(json.dumps(event) + "\n" for event in chunk)
-    file.seek(0)
-    return (json.loads(line) for line in file)
+def _set_aside(chunk: list[Event], file: IO[bytes]) -> Iterator[Event]:
+    """Write events to the end of `file` and return them, to be read again one by one."""
+    begin = file.seek(0, os.SEEK_END)
+    file.writelines(json.dumps(event).encode() + b"\n" for event in chunk)
+    return _read_again(file, begin, file.tell())
+
+
+def _read_again(file: IO[bytes], at: int, end: int) -> Iterator[Event]:
+    """Read the events between two places of a file that is read elsewhere meanwhile."""
+    while at < end:
+        file.seek(at)
+        # whole lines, until they have more bytes than this: up to `end` at most
+        lines = file.readlines(min(READ_AT_ONCE, end - at) - 1)
+        at += sum(map(len, lines))
+        yield from map(json.loads, lines)
 
 
 def _order(event: Event) -> tuple[float, float, int]:

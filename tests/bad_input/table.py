@@ -409,6 +409,7 @@ LOOKING = [
     Row("trace merge nowhere", ("nowhere", "no such directory", "--trace")),
     Row("trace merge .", ("trace-*.json", "--trace"), {"config.toml": ""}),
     Row("trace merge . --out no/t.json", ("no/t.json", "another --out"), {"trace-0.json": "[\n"}),
+    Row("trace merge . --out trace-0.json", ("own timeline", "--out"), {"trace-0.json": "[\n"}),
     Row("trace merge .", ("trace-3.json", "not a rank's timeline"), {"trace-3.json": "{}"}),
     Row("trace merge .", ("trace-0.json", "line 3"), {"trace-0.json": HALF}),
     Row("report", ("FIRST", "--help")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,18 @@ def test_another_file_is_refused_by_name_and_line(tmp_path):
     assert not (tmp_path / "trace.json").exists()
 
 
-@pytest.mark.parametrize("at_once", [7, traces.SORTED_AT_ONCE])
+@pytest.mark.parametrize("at_once", [1, 7, traces.SORTED_AT_ONCE])
 def test_the_merged_timeline_has_every_event_in_order(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(traces, "SORTED_AT_ONCE", at_once)
+    monkeypatch.setattr(traces, "READ_AT_ONCE", 500 * at_once)
     simulated(tmp_path)
-    traces.merge(tmp_path, tmp_path / "trace.json")
+    open_files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(list(Path("/proc/self/fd").iterdir())) + 8  # however many chunks there are
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    try:
+        traces.merge(tmp_path, tmp_path / "trace.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, most))
     merged = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     timed = [e for e in merged if e["ph"] != "M"]
     assert [e["ts"] for e in timed] == sorted(e["ts"] for e in timed)
