@@ -177,6 +177,17 @@ def _host() -> str:
     return socket.gethostname() or "an unnamed host"
 
 
+def number_others(directory: Path, size: int) -> None:
+    """Give numbers to the timelines of ranks of an earlier part of the run, on more than `size`.
+
+    They are of other clocks than the new ones, which they would be merged with.
+    """
+    rank = size
+    while (path := path_of(directory, rank)).exists():
+        _number_earlier(path)
+        rank += 1
+
+
 def _number_earlier(path: Path) -> None:
     """Give the timeline of an earlier part of the run a number."""
     if path.exists():

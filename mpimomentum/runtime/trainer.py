@@ -252,7 +252,11 @@ def _outputs(path: Path, job: Job, worker: MPIWorker) -> tuple[RecordStream, Tra
         if rank == 0:
             telemetry.write_beginning(path, job.beginning())
         stream = RecordStream(path_of(path, rank))
-        return stream, Trace(traced.path_of(path, rank), rank) if config.output.trace else None
+        if not config.output.trace:
+            return stream, None
+        if rank == 0:
+            traced.number_others(path, worker.size)
+        return stream, Trace(traced.path_of(path, rank), rank)
 
     try:
         return agreed(worker, opened)

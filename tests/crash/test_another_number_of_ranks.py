@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mpimomentum.reports import traces
 from tests.launch import launch
 
 STOPPING = str(Path(__file__).parents[1] / "jobs" / "stopping.py")
@@ -28,11 +29,13 @@ def test_four_two_four_one(tmp_path: Path) -> None:
         summary = json.loads((out / "summary.json").read_text())
         return done.output, summary, torch.cat([t.reshape(-1) for t in model.values()])
 
-    _, first, model = train(4, 2)
+    _, first, model = train(4, 2, "--trace")
     output, _, _ = train(2, 2)
     assert "which 4 ranks have written, on 2" in output
     assert "use --resize" in output
-    output, summary, again = train(2, 2, "--resize")  # nothing is left to do
+    output, summary, again = train(2, 2, "--resize", "--trace")  # nothing is left to do
+    assert list(traces.paths_of(out)) == [0, 1]  # those of 4 ranks are of other clocks
+    assert {f"trace-{r}.1.json" for r in range(4)} <= {p.name for p in out.iterdir()}
     assert "warning" in output
     assert "is of 4 ranks: it goes on on 2, at step" in output
     torch.testing.assert_close(again, model, rtol=0, atol=1e-6)
