@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mpimomentum.reports.history import History
+from mpimomentum.reports.run_directory import RunDirectory
 from mpimomentum.reports.traces import events
 from mpimomentum.runtime import checkpoint_files as files
 from tests.launch import launch, start
@@ -43,6 +45,11 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
     assert not (out / "summary.json").exists()
 
     (path,) = files.committed(out / "checkpoints")
+    left = History.of(RunDirectory.open(out))  # what a report can be made of
+    assert set(left.ranks) == {0, 1}
+    assert left.run.beginning["ranks"] == 2
+    assert left.loss_by_step.points > 0
+    assert all(rank.parts["compute"] > 0 for rank in left.ranks.values())
     said = {r: {e["name"] for e in events(out / f"trace-{r}.json")} for r in range(2)}
     assert f"request to stop: {name}" in said[1] - said[0]
     assert all("checkpoint" in names for names in said.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -228,3 +229,22 @@ def test_train_on_one_rank_without_a_launcher(tmp_path):
     live = (tmp_path / "metrics" / "rank-0000.jsonl").read_text().splitlines()
     merged = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sorted(live) == sorted(merged)
+
+
+def test_a_reader_that_has_had_enough_is_no_failure():
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does
+    command = [sys.executable, "-m", "mpimomentum", "list"]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_the_module_of_the_command_line_is_the_command():
+    outputs = [
+        subprocess.check_output([sys.executable, "-m", module, "list"], text=True, timeout=60)
+        for module in ("mpimomentum", "mpimomentum.cli")
+    ]
+    assert outputs[0] == outputs[1] != ""

@@ -64,6 +64,16 @@ def test_spans_nest_and_come_to_the_time_split(tmp_path, algorithm):
         assert taus == [r["tau"] for r in run.records if r["rank"] == rank and "tau" in r]
 
 
+def test_events_have_what_the_format_asks_for(tmp_path):
+    simulated(tmp_path)
+    needed = {"X": {"ts", "dur"}, "C": {"ts", "args"}, "i": {"ts", "s"}, "M": {"args"}}
+    for event in of_rank(tmp_path, 2):
+        assert event.keys() == {"name", "ph", "pid", "tid"} | needed[event["ph"]]
+        assert event["pid"] == 2
+        if event["ph"] == "C":
+            assert all(isinstance(value, (int, float)) for value in event["args"].values())
+
+
 def test_a_gradient_is_a_span_of_its_own(tmp_path):
     simulated(tmp_path, mm.AllReduceSGD(lr=0.1), compute_s=1.0)  # no time between two
     computed = [e for e in of_rank(tmp_path, 0) if e["name"] == "compute"]
