@@ -30,8 +30,10 @@ from .runtime.objective import (
 )
 from .runtime.optimizer import DistributedOptimizer
 from .runtime.run import Run, run, simulate
+from .runtime.saved_steps import saved_steps
 from .runtime.schedule import LRSchedule
 from .runtime.shard import shard
+from .runtime.stop_signal import stop_on_signal
 from .simulator import Clock
 
 __all__ = [
@@ -65,8 +67,10 @@ __all__ = [
     "mix",
     "run",
     "save_model",
+    "saved_steps",
     "shard",
     "sign",
     "simulate",
+    "stop_on_signal",
     "topology",
 ]

@@ -121,7 +121,7 @@ class Checkpoints:
         if every is not None or stop is not None:  # a failure stops all, too
             self._reason = StopReason(lambda: self._writing.failure or (stop() if stop else ""))
         self._vote = StopVote()
-        self._every, self._resume = every, resume
+        self.every, self._resume = every, resume
         self._resize, self._by_epoch = resize, by_epoch
         self._resizing: dict[str, str] | str = ""  # of the State, for the manifest
         self._algorithm: Any = None
@@ -185,7 +185,7 @@ class Checkpoints:
             if RESIZED in tree and hasattr(self._algorithm, "finish"):
                 await w.collectives.barrier()  # all have what others take over
                 await self._algorithm.finish(w, state)
-        if self._every is not None:
+        if self.every is not None:
             await snapshot(state, self._copies)  # refuses now what could not be saved later
         if self._reason is not None:
             self._resizing = rules_of(state, w.objective, self.parts)
@@ -197,7 +197,7 @@ class Checkpoints:
 
     async def due(self, w: MPIWorker) -> bool:
         """Whether this rank is to come to a checkpoint; after every step. Asks the others."""
-        mine = self._every is not None and w.step >= self._next
+        mine = self.every is not None and w.step >= self._next
         stop = bool(self._why())
         if self._word is not None:
             if mine or stop:
@@ -241,14 +241,7 @@ class Checkpoints:
         rows = (await w.vote(mine.view(-1))).view(w.size, 2)
         steps = rows[:, 0].tolist()
         stopping = bool((rows[:, 1] & STOP).any())
-        waited_s = await self._writing.settle(w)
-        if waited_s > _LONG_S and not stopping and w.rank == 0:
-            _log.warning(_SLOW, waited_s, self.last)
-        if steps != self._steps and (stopping or self._every is not None):
-            await self._save(w, state, steps)
-        if stopping:
-            said = enumerate(await exchanged(w, self._why(), _REASON_BYTES))
-            self.stopped = next(f"{why} came to rank {rank}" for rank, why in said if why)
+        await self._take(w, state, steps, stopping)
         self._plan(w.step)
         goes_on = bool(rows[:, 1].any()) and not stopping
         if goes_on:
@@ -256,6 +249,35 @@ class Checkpoints:
         else:
             await self._writing.close(w)
         return goes_on
+
+    async def keep(self, w: MPIWorker, state: Any, last: bool) -> bool:
+        """Save the run where the program says so, likewise; return whether it goes on.
+
+        It does not if this is the `last` time, or a rank is to stop.
+        """
+        mine = torch.zeros((w.size, 2), dtype=torch.int64)
+        mine[w.rank] = torch.tensor([w.step, bool(self._why())])
+        rows = (await w.vote(mine.view(-1))).view(w.size, 2)
+        stopping = bool(rows[:, 1].any())
+        await self._take(w, state, rows[:, 0].tolist(), stopping)
+        if stopping or last:
+            await self._writing.close(w)
+        return not (stopping or last)
+
+    async def settle(self, w: MPIWorker) -> None:
+        """Wait until what is being written is there."""
+        await self._writing.settle(w)
+
+    async def _take(self, w: MPIWorker, state: Any, steps: list[int], stopping: bool) -> None:
+        """Save the run if it has moved, and note who stops it."""
+        waited_s = await self._writing.settle(w)
+        if waited_s > _LONG_S and not stopping and w.rank == 0:
+            _log.warning(_SLOW, waited_s, self.last)
+        if steps != self._steps and (stopping or self.every is not None):
+            await self._save(w, state, steps)
+        if stopping:
+            said = enumerate(await exchanged(w, self._why(), _REASON_BYTES))
+            self.stopped = next(f"{why} came to rank {rank}" for rank, why in said if why)
 
     def _why(self) -> str:
         return self._reason() if self._reason is not None else ""
@@ -271,9 +293,9 @@ class Checkpoints:
         word.ask(STOP)
 
     def _plan(self, step: int) -> None:
-        if self._every is not None:
-            phase = step % self._every if self._synchronous else 0
-            self._next = step + self._every - phase
+        if self.every is not None:
+            phase = step % self.every if self._synchronous else 0
+            self._next = step + self.every - phase
 
     async def _save(self, w: MPIWorker, state: Any, steps: list[int]) -> None:
         """Copy this rank's part; writing it goes on beside the training."""

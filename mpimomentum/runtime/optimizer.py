@@ -22,15 +22,18 @@ from mpimomentum.runtime.admission import (
     same_identity,
 )
 from mpimomentum.runtime.agreement import agreed
+from mpimomentum.runtime.asking import Asking, Request
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.guarded import checked
 from mpimomentum.runtime.objectives.flat import FlatModel
-from mpimomentum.runtime.own_loop import Asking, OwnLoop, Request
+from mpimomentum.runtime.own_loop import OwnLoop
 from mpimomentum.worker import Algorithm, Vector
 
 if TYPE_CHECKING:
+    from mpimomentum.runtime.checkpoint import Checkpoints
+    from mpimomentum.runtime.loop import Stop
     from mpimomentum.transport import MPIWorker
 
 OURS = "mpimomentum"  # our key in a state_dict
@@ -106,6 +109,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         non_finite: Policy = "abort",
     ) -> None:
         self._loop: OwnLoop | None = None
+        self._checkpoints: Checkpoints | None = None
         self._model = model
         self._algorithm = algorithm
         self._worker = worker
@@ -313,6 +317,35 @@ class DistributedOptimizer(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != OURS})
         self._begin(state_dict[OURS])
 
+    def be_saved(self, checkpoints: Checkpoints, stop: Stop) -> None:
+        """Begin anew, from what `checkpoints` find, with :meth:`keep`. For ``mm.saved_steps``.
+
+        Raises
+        ------
+        BadInput
+            On all ranks, if steps were made already, or what was found cannot be gone on from.
+        """
+        loop = self._usable(changed=True, lent=True)
+
+        def untouched() -> None:
+            if self._worker.step:
+                raise BadInput("steps were made before mm.saved_steps: begin the loop with it")
+
+        agreed(self._worker, untouched)
+        checkpoints.open(self._worker, self._algorithm, self._parameters.dim, stop)
+        self._checkpoints = checkpoints
+        loop.close()
+        self._loop, self._lent = None, False
+        self._begin()
+
+    def keep(self, last: bool) -> bool:
+        """Save the run, `last` for its end; return whether it goes on. Collective."""
+        assert self._checkpoints is not None, "not saved"
+        goes_on = self._usable().keep(self._checkpoints, last)
+        if not goes_on:
+            self._checkpoints = None
+        return goes_on
+
     def close(self) -> None:
         """End the training. Collective, idempotent.
 
@@ -374,7 +407,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             broadcast_parameters(self._model, self._worker)
             self._parameters.take_over()
         self._set_rates()
-        self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved)
+        self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved, self._checkpoints)
         self._fingerprint = self._parameters.fingerprint()
         self._statistics = self._parameters.statistics()  # as of the last finite gradient
 

@@ -10,103 +10,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mpimomentum.runtime.averaged_backward import AveragedBackward, Parts
+from mpimomentum.runtime.asking import Asking, Request
+from mpimomentum.runtime.averaged_backward import AveragedBackward
 from mpimomentum.runtime.consensus import mean_model
 from mpimomentum.runtime.loop import Closed, Pauses, Stop, model_of, train
-from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.state import Values, restore, snapshot
-from mpimomentum.worker import Algorithm, Handle, Objective, Vector
+from mpimomentum.worker import Algorithm, Vector
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from mpimomentum.runtime.checkpoint import Checkpoints
     from mpimomentum.transport import MPIWorker
-
-Kind = Literal["gradient", "mean", "full"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """A gradient that the algorithm waits for."""
-
-    kind: Kind
-    batch: int | None
-    """Number of the mini-batch; None for all data."""
-    handle: Handle[Vector]
-    parts: Parts | None
-    """Where a "mean" gradient goes while backward computes it."""
-
-
-class Asking(Objective):
-    """The objective of a user's loop: passes on what it is asked.
-
-    Parameters
-    ----------
-    parameters : FlatModel
-        Set to the point at which a gradient is asked for.
-    """
-
-    def __init__(self, parameters: FlatModel) -> None:
-        self.parameters = parameters
-        self.pending: Request | None = None
-        self._batches = itertools.count()
-
-    @property
-    def dim(self) -> int:  # type: ignore[override]
-        """Number of parameters."""
-        return self.parameters.dim
-
-    @property
-    def layer_sizes(self) -> tuple[int, ...]:
-        """Sizes of the parameters, in the order in which they are laid out."""
-        return self.parameters.layer_sizes
-
-    def initial(self) -> Vector:
-        """Return a copy of the parameters, on the CPU."""
-        return self.parameters.flat.cpu().clone()
-
-    def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> int:
-        """Return the number of the next mini-batch, which the user's loop chooses.
-
-        Raises
-        ------
-        ValueError
-            If the algorithm wants to choose.
-        """
-        if indices is not None:
-            raise ValueError(
-                "this algorithm chooses the samples of a mini-batch itself, which a loop of one's "
-                "own cannot follow: use mm.run with a TorchObjective"
-            )
-        return next(self._batches)
-
-    def gradient(self, x: Vector, batch: int) -> Vector:
-        """Refuse: gradients come from the user's loop."""
-        raise NotImplementedError
-
-    def loss(self, x: Vector) -> float:
-        """Refuse: only the user's loop knows the loss."""
-        raise NotImplementedError
-
-    def asked(
-        self,
-        kind: Kind,
-        x: Vector,
-        batch: int | None,
-        handle: Handle[Vector],
-        parts: Parts | None,
-    ) -> None:
-        """Set the parameters to `x` and leave the request for the user's loop."""
-        self.parameters.load(x)
-        self.pending = Request(kind, batch, handle, parts)
 
 
 class OwnLoop:
@@ -120,6 +39,8 @@ class OwnLoop:
     asking : Asking
     saved : dict, optional
         What :meth:`save` returned, to go on from.
+    checkpoints : Checkpoints, optional
+        To go on from what they have found, and for :meth:`keep`.
 
     Raises
     ------
@@ -133,12 +54,13 @@ class OwnLoop:
         algorithm: Algorithm[Any],
         asking: Asking,
         saved: Values | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.worker = worker
         self._asking = asking
         asking.pending = None
         self._algorithm = algorithm
-        self._begin = _Begin(saved)
+        self._begin = _Begin(saved, checkpoints)
         self._backward: AveragedBackward | None = None
         self._task = worker.begin(self._train(asking.initial()), f"a loop with {algorithm.name}")
         self._await_request()
@@ -200,6 +122,16 @@ class OwnLoop:
             return values
 
         return w.run(saving(), "state_dict()")
+
+    def keep(self, checkpoints: Checkpoints, last: bool) -> bool:
+        """Save the run, `last` for its end; return whether it goes on. Collective."""
+        w = self.worker
+
+        async def keeping() -> bool:
+            await self._pause("a checkpoint")
+            return await checkpoints.keep(w, self._begin.state, last)
+
+        return w.run(keeping(), "a checkpoint")
 
     def average(self, statistics: Vector) -> tuple[Vector, Vector, float]:
         """Return the mean over all ranks of the model and of `statistics`. Collective.
@@ -265,8 +197,8 @@ class OwnLoop:
 class _Begin(Pauses):
     """Keeps the State within reach, and puts saved values into it before the first step."""
 
-    def __init__(self, saved: Values | None) -> None:
-        self._saved = saved
+    def __init__(self, saved: Values | None, checkpoints: Checkpoints | None) -> None:
+        self._saved, self._checkpoints = saved, checkpoints
         self.state: Any = None
 
     async def begin(self, w: Any, state: Any, workers: int, synchronous: bool) -> None:
@@ -277,6 +209,8 @@ class _Begin(Pauses):
             w.load_state_dict(self._saved["worker"])
         elif w.step:  # published: the same run goes on
             w.elapsed_s = w.now_s()
+        if self._checkpoints is not None:  # at points of the program, so the ranks come together
+            await self._checkpoints.begin(w, state, workers, synchronous=True)
 
     async def due(self, w: Any) -> bool:
         """Never: the user's program decides."""
@@ -284,4 +218,6 @@ class _Begin(Pauses):
 
     async def pause(self, w: Any, state: Any) -> bool:
         """All are here for the end."""
+        if self._checkpoints is not None:
+            await self._checkpoints.settle(w)
         return False

@@ -8,6 +8,7 @@ the first moment on, and kept in mind until there is something to save.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -19,6 +20,18 @@ def catch() -> None:
     """From now on keep in mind that a signal has come, in place of dying of it."""
     for number in SIGNALS:
         signal.signal(number, _keep)
+
+
+def stop_on_signal() -> Callable[[], str]:
+    """Catch SIGTERM and SIGUSR1 from now on; return what says whether one has come.
+
+    Returns
+    -------
+    callable
+        For ``mm.Checkpoints(…, stop=…)``: the name of the first signal that has come, or nothing.
+    """
+    catch()
+    return received
 
 
 def ignore() -> None:
