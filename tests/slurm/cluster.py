@@ -42,8 +42,9 @@ def missing() -> str:
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (tests/slurm/install.sh)"
-    own = subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False)
-    return "this container gives root no namespaces of its own" if own.returncode else ""
+    own = ("unshare", "--uts", "--mount", "sh", "-c", "hostname n && mount -t tmpfs none /dev/shm")
+    done = subprocess.run(own, capture_output=True, text=True, check=False)
+    return f"root may not do here what a node needs: {done.stderr}" if done.returncode else ""
 
 
 def until(true: Callable[[], bool], what: str, timeout_s: float = 60) -> None:

@@ -40,7 +40,9 @@ def test_a_run_that_is_preempted_goes_on_to_its_end(cluster: Cluster) -> None:
     out = cluster.work / "preempted"
     flags = ("--algorithm", "d-psgd", "--model", "mlp", "--compute-s", "0.01", "--steps", "900")
     job = train(cluster, out, *flags, "--progress", "lines")
-    urgent = cluster.submit(SCRIPTS / "smoke.sbatch", options=(*TWO_EACH, "--partition=urgent"))
+    script = cluster.work / "urgent.sbatch"
+    script.write_text("#!/bin/sh\n")
+    urgent = cluster.submit(script, options=(*TWO_EACH, "--partition=urgent"))
     assert cluster.wait(urgent) == "COMPLETED"
     log = cluster.wait_for(job, f"job {job}, start 2")
     assert f"job {job}: back into the queue" in log
