@@ -76,6 +76,16 @@ def test_each_rank_of_a_node_has_a_gpu_of_its_own(
         assert [li.split(" GPU ")[1] for li in said] == ["none"] * 4
 
 
+@pytest.mark.parametrize("site", ["cray-nvidia", "cray-amd", "jsc"])
+def test_slurm_takes_the_options_of_every_site(cluster: Cluster, site: str) -> None:
+    script = cluster.work / "who.sbatch"
+    script.write_text(f"#!/usr/bin/env bash\nset -euo pipefail\n{WHO}")
+    for gpus in ((), ("--gpus-per-node=2",)) if cluster.gpus else ((),):
+        job = cluster.submit(script, options=(*TWO_EACH, *gpus), SITE=site, PMI="none")
+        assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+        assert cluster.log(job).count(" GPU ") == 4
+
+
 def test_submit_queues_what_was_asked_for(cluster: Cluster) -> None:
     odd = cluster.work / "an 'odd' $(touch pwned) \"name\""
     odd.mkdir()
