@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mpimomentum as mm
+from mpimomentum.non_finite import Guard, NonFinite
 from mpimomentum.runtime.errors import BadInput
 from tests.spoilt import Numbered, bad_batches
 
@@ -120,8 +121,6 @@ def test_an_average_that_is_given_up_changes_neither_end(make_worker: Any, nodes
         rank, step, lr = w.rank, 0, 0.1
 
     async def body() -> None:
-        from mpimomentum.non_finite import Guard
-
         w.guard = Guard(Rank(), "skip")
         x = torch.linspace(0, 1, dim) + w.rank
         spoilt = x.clone()
@@ -142,6 +141,46 @@ def test_an_average_that_is_given_up_changes_neither_end(make_worker: Any, nodes
         assert window.mixes == (1 if w.rank in (1, 2) and w.size > 2 else window.mixes)
         if w.rank in (1, 2) and w.size > 2:
             torch.testing.assert_close(window.read(), torch.linspace(0, 1, dim) + 2)
+        w.guard = None
+        await w.release()
+
+    w.run(body())
+
+
+def test_nothing_that_is_not_finite_is_sent_in_any_way(make_worker: Any) -> None:
+    w = make_worker("complete")
+
+    class Rank:
+        rank, step, lr = w.rank, 3, 0.1
+
+    async def body() -> None:
+        w.guard = Guard(Rank(), "skip")
+        bad, fine = torch.ones(4, w.size), torch.zeros(4)
+        bad[2] = float("inf")
+        v = bad[:, 0]
+        window, center = w.window("x", fine), w.window("center", fine if w.rank == 0 else fine[:0])
+        mailbox, sums = w.mailbox("m"), w.sums("s", fine, 2)
+        await w.start()
+        other = (w.rank + 1) % w.size
+        ways = [
+            lambda: w.allreduce(v),
+            lambda: w.allgather(v),
+            lambda: w.alltoall(bad.t().contiguous()),
+            lambda: w.neighbor_allgather(v),
+            lambda: mailbox.send(other, v),
+            lambda: sums.add(v, {0: 1.0}),
+            lambda: center.add(0, v),
+        ]
+        if w.size > 1:
+            ways.append(lambda: window.add(other, v))
+        for way in ways:
+            with pytest.raises(NonFinite, match=f"rank {w.rank}: what|rank {w.rank}: a message"):
+                way()
+        await window.add(w.rank, v)  # its own business, until somebody averages with it
+        await w.quiesce()
+        assert torch.equal(window.read(), v)
+        if w.rank == 0:
+            assert torch.equal(center.read(), fine)
         w.guard = None
         await w.release()
 

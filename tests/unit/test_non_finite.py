@@ -82,6 +82,13 @@ def test_a_model_without_a_finite_gradient_is_given_up() -> None:
         run(mm.DPSGD(lr=0.05), lambda r, n: Numbered(r, bad if r == SICK else {}))
 
 
+def test_bad_batches_between_good_ones_are_left_out_however_many() -> None:
+    bad = dict.fromkeys(range(0, 60, 2), NAN)
+    made = run(mm.DPSGD(lr=0.05), lambda r, n: Numbered(r, bad if r == SICK else {}))
+    assert [t.bad_gradients for t in made.tallies] == [0, 25, 0, 0]
+    assert made.tallies[SICK].bad_gradients > IN_A_ROW
+
+
 @pytest.mark.parametrize("what", [NAN, float("inf")])
 @pytest.mark.parametrize("at", [3, 11])
 def test_a_spoilt_model_is_replaced_before_any_other_rank_has_part_of_it(
