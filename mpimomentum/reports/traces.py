@@ -33,6 +33,8 @@ class Clock:
     ----------
     origin_s : float
         When the run began, on this clock.
+    begun : bool
+        Whether the rank's timeline says so; not if it was killed in its first second.
     readings : list of mapping
         ``at_s`` on this clock, ``offset_s`` from rank 0's, ``round_trip_s``; in order of time.
     complete : bool
@@ -40,6 +42,7 @@ class Clock:
     """
 
     origin_s: float = 0.0
+    begun: bool = False
     readings: list[Mapping[str, float]] = field(default_factory=list)
     complete: bool = False
 
@@ -118,7 +121,7 @@ def clock_of(path: Path) -> Clock:
         if event["name"] == CLOCK:
             clock.readings.append(event["args"])
         elif event["name"] == ORIGIN:
-            clock.origin_s = event["args"]["origin_s"]
+            clock.origin_s, clock.begun = event["args"]["origin_s"], True
         elif event["name"] == END:
             clock.complete = True
     return clock
@@ -146,7 +149,7 @@ def merge(directory: Path, out: Path) -> dict[int, Clock]:
     """
     paths = paths_of(directory)
     clocks = {rank: clock_of(path) for rank, path in paths.items()}
-    origin_s = clocks[min(clocks)].to_rank_0_s(clocks[min(clocks)].origin_s)
+    origin_s = next((c.to_rank_0_s(c.origin_s) for c in clocks.values() if c.begun), 0.0)
     if out.resolve() in {path.resolve() for path in paths.values()}:
         raise BadInput(f"out={out} is a rank's own timeline: choose another --out")
     # one file for all chunks: long runs of many ranks have more than a process may open

@@ -180,6 +180,19 @@ def test_clocks_that_differ_and_drift_are_brought_together(tmp_path):
     timelines.check_nesting(merged)
 
 
+def test_the_first_rank_may_have_been_killed_before_it_wrote_anything(tmp_path):
+    for rank in (0, 1):
+        trace = Trace(path_of(tmp_path, rank), rank)
+        trace.spans.begin(lambda: 0.0, 5000.0)
+        trace.note(CLOCK, {"at_s": 5000.0, "offset_s": 0.0, "round_trip_s": 1e-6})
+        if rank == 1:
+            trace.spans.span(STEPS, "step 0", 5001.0, 5002.0)
+            trace.close()
+    traces.merge(tmp_path, tmp_path / "trace.json")
+    merged = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [e["ts"] for e in merged if e["ph"] == "X"] == [1e6]
+
+
 def test_without_a_second_reading_the_first_offset_holds():
     clock = Clock(origin_s=5.0, readings=[{"at_s": 4.0, "offset_s": 2.0, "round_trip_s": 0.1}])
     assert clock.to_rank_0_s(1000.0) == 998.0
