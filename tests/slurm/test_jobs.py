@@ -67,8 +67,10 @@ def test_a_run_whose_time_is_over_is_saved_and_goes_on(cluster: Cluster) -> None
     out, file = cluster.work / "late", cluster.work / "late.toml"
     text = 'algorithm = "d-psgd"\nmodel = "mlp"\ncompute_s = 0.01\nprogress = "lines"\n'
     file.write_text(f"{text}steps = 100000\n")
-    limits = ("--time=1", "--signal=B:USR1@50")  # Slurm looks every half minute
-    job = train(cluster, out, str(file), options=limits)
+    # Slurm looks every half minute: the signal comes 10 to 40 s after the start, the end 80 s later
+    limits = ("--time=2", "--signal=B:USR1@110")
+    script = SCRIPTS / "train.sbatch"
+    job = cluster.submit(script, str(file), options=(*TWO_EACH, *limits), OUT=str(out))
     log = cluster.wait_for(job, f"job {job}: back into the queue")
     assert f"job {job}: asked to stop, USR1" in log
     steps = int(re.findall(r"saved in \S+/step-(\d+)", log)[-1]) + 20
