@@ -14,7 +14,7 @@ from mpimomentum.runtime.monitor import PARTS
 _FIRST_S = 1e-3  # width of the first bins over time, in seconds
 _KNOWN = {"rank", "step", "time_s", "tau", "mixes", "peer", "source", "ticket", "loss"}
 BAD = {"bad_gradient": "gradients", "bad_model": "models"}
-_KNOWN |= {"consensus", "bytes", *BAD, *(f"{part}_s" for part in PARTS)}
+_KNOWN |= {"consensus", "bytes", "died", "declared_by", *BAD, *(f"{part}_s" for part in PARTS)}
 CURVES = 6  # of further numbers
 
 
@@ -74,6 +74,8 @@ class History:
         Squares of the estimates, over time: their mean is what can be trusted.
     further : dict of str to Bins
         Other numbers that were recorded, over time.
+    died : dict of int to float
+        Rank that the others outlived -> when that was noticed, in seconds.
     """
 
     run: RunDirectory
@@ -83,6 +85,7 @@ class History:
     loss_by_step: Bins = field(default_factory=lambda: Bins(1.0))
     consensus: Bins = field(default_factory=_over_time)
     further: dict[str, Bins] = field(default_factory=dict)
+    died: dict[int, float] = field(default_factory=dict)
     last_loss: float | None = None
 
     @classmethod
@@ -107,6 +110,8 @@ class History:
             self.loss_by_step.add(record["step"], loss)
         if (distance := record.get("consensus")) is not None:
             self.consensus.add(time_s, distance**2)
+        if "died" in record:
+            self.died.setdefault(int(record["died"]), time_s)
         for name in record.keys() - _KNOWN:
             value = record[name]
             if isinstance(value, (int, float)) and (name in self.further or self._has_room):

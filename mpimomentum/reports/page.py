@@ -124,7 +124,10 @@ def _about(history: History) -> str:
 
 def _states(history: History) -> list[dict[str, Any]]:
     """Return what is to be said before all else: a run that failed, or has not ended."""
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = [
+        {"text": f"Rank {rank} died, noticed at {at_s:.1f} s; others went on.", "failed": True}
+        for rank, at_s in sorted(history.died.items())
+    ]
     if history.run.failure is not None:
         found.append({"text": f"The run failed: {history.run.failure}", "failed": True})
     elif history.summary is None:

@@ -152,10 +152,13 @@ def test_a_run_that_died_is_drawn_as_far_as_it_came(finished, tmp_path):
         own = [line for line in lines if json.loads(line)["rank"] == rank][:20]
         own[5:5] = [b'{"rank": \xff\n', b"[1]\n", b"\n"]  # a damaged disk
         own[:0] = [b'{"rank": %d, "step": 0, "time_s": 0.0, "bad_model": 1}\n' % rank] * rank
+        if rank == 2:
+            own[:0] = [b'{"rank": 2, "step": 1, "time_s": 0.5, "died": 1, "declared_by": 2}\n']
         (died / "metrics" / f"rank-000{rank}.jsonl").write_bytes(b"".join(own)[:-7])
     found = reported(died, out=tmp_path / "r.html")
     assert "There is no summary.json" in found.words
-    assert f"from {3 * 19 + 1 + 2} records" in found.words
+    assert found.words.count("Rank 1 died, noticed at 0.5 s") == 1
+    assert f"from {3 * 19 + 1 + 2 + 1} records" in found.words
     assert found.row("left out, not finite") == ["1 models of rank 1, 2 models of rank 2"]
     assert {"Loss over time", "Staleness", "Where the time goes"} <= set(found.pictures())
     assert "As last recorded" in found.words
