@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "arguments.h"
+#include "atomics.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -286,6 +287,11 @@ NB_MODULE(_csrc, m) {
   m.def("mix", &mm::mix, "rows"_a, "weights"_a, "out"_a);
   m.def("heavy_ball", &mm::heavy_ball, "x"_a, "m"_a, "g"_a, "lr"_a, "mu"_a);
   m.def("server_step", &mm::server_step, "x"_a, "v"_a, "u"_a, "mu"_a);
+
+  m.def("atomic_load", &mm::atomic_load, "address"_a);
+  m.def("atomic_compare_and_swap", &mm::atomic_compare_and_swap, "address"_a, "expected"_a,
+        "desired"_a);
+  m.def("atomic_fetch_add", &mm::atomic_fetch_add, "address"_a, "k"_a);
 
   m.def("cuda", [] { return mm::cuda_or_null() != nullptr; });
   m.def("instruction_set", [] { return std::string(mm::cpu().name); });
