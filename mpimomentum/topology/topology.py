@@ -29,12 +29,13 @@ class Topology:
     W : ndarray
         (n, n) float64, read-only; W_ij multiplies x_j at rank i. If time-varying: the mean over a
         period, or the expectation where there is no period.
+    rounds : Schedule
     """
 
     def __init__(self, name: str, rounds: schedule.Schedule) -> None:
         self.name = name
         self.W: Matrix = rounds.mean
-        self._rounds = rounds
+        self.rounds = rounds
         self._mixings: dict[tuple[int, int], Mixing] = {}
         self._neighbors: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -49,11 +50,11 @@ class Topology:
     @property
     def period(self) -> int | None:
         """W_{t + period} = W_t: 1 if static, None if drawn anew at every step."""
-        return self._rounds.period
+        return self.rounds.period
 
     def at(self, t: int) -> Matrix:
         """Return W_t, (n, n) float64, read-only."""
-        return self._rounds.at(t)
+        return self.rounds.at(t)
 
     def mixing(self, rank: int, t: int = 0) -> Mixing:
         """Return `rank`'s row (``in_weights``) and column (``out_weights``) of W_t.
@@ -111,7 +112,7 @@ class Topology:
 
     def lazy(self) -> Topology:
         """Return the topology of (W_t + I)/2, whose eigenvalues (W_t symmetric) are ≥ 0."""
-        return Topology(f"{self.name} (lazy)", self._rounds.relaxed(0.5))
+        return Topology(f"{self.name} (lazy)", self.rounds.relaxed(0.5))
 
     def with_self_weight(self, self_weight: float) -> Topology:
         """Return the topology with `self_weight` on the diagonal, edges scaled to make room.
@@ -135,7 +136,7 @@ class Topology:
                 "use lazy=True, or a regular graph"
             )
         pull = (1 - self_weight) / (1 - float(own[0]))
-        return Topology(f"{self.name} (self weight {self_weight:g})", self._rounds.relaxed(pull))
+        return Topology(f"{self.name} (self weight {self_weight:g})", self.rounds.relaxed(pull))
 
     def bipartition(self) -> frozenset[int] | None:
         """Return the *active* ranks, the colour class of rank 0; None if not bipartite.
