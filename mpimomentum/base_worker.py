@@ -60,9 +60,12 @@ class BaseWorker:
         What the records of the current run come to.
     guard : Guard, optional
         Looks at what this rank sends and averages with; set between :meth:`bind` and the start.
+    dead : frozenset of int
+        Ranks that have died while the others went on.
     """
 
     take_record: Callable[[Record], object] | None = None
+    dead: frozenset[int] = frozenset()
     spans: Spans | None = None
 
     def __init__(self, rank: int, size: int, topology: Topology, seed: int) -> None:

@@ -99,7 +99,7 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     The last begins, and when it is given again after a crash goes on from the newest checkpoint.
     """
     logs.configure(config.output.log_level, launched_rank())
-    worker = started(runtime())
+    worker = started(runtime(), config.faults)
     try:
         agreed(worker, lambda: None)  # a rank that cannot read its configuration says so here
         result = trainer.train(config, worker)

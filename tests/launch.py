@@ -30,7 +30,14 @@ class Job:
 class RunningJob:
     """An MPI job under way; its output goes to a file, so that nothing blocks on a pipe."""
 
-    def __init__(self, size: int, args: Sequence[str], log: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        size: int,
+        args: Sequence[str],
+        log: Path,
+        env: dict[str, str],
+        options: Sequence[str] = (),
+    ) -> None:
         mpirun = shutil.which("mpirun")
         if mpirun is None:
             pytest.fail("mpirun is not on PATH: run ./scripts/test.sh, which sets that up")
@@ -38,7 +45,7 @@ class RunningJob:
         self._file = log.open("w")
         self._began = time.monotonic()
         self.process = subprocess.Popen(
-            [mpirun, "-n", str(size), sys.executable, *args],
+            [mpirun, *options, "-n", str(size), sys.executable, *args],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -86,11 +93,20 @@ class RunningJob:
         self._file.close()
 
 
-def launch(size: int, *args: str, tmp_path: Path, timeout_s: float = 90, **env: str) -> Job:
-    """Run ``mpirun -n size python args…`` to its end."""
-    return start(size, *args, tmp_path=tmp_path, **env).wait(timeout_s)
+def launch(
+    size: int,
+    *args: str,
+    tmp_path: Path,
+    timeout_s: float = 90,
+    options: Sequence[str] = (),
+    **env: str,
+) -> Job:
+    """Run ``mpirun options… -n size python args…`` to its end."""
+    return start(size, *args, tmp_path=tmp_path, options=options, **env).wait(timeout_s)
 
 
-def start(size: int, *args: str, tmp_path: Path, **env: str) -> RunningJob:
-    """Start ``mpirun -n size python args…``."""
-    return RunningJob(size, args, tmp_path / "job.log", env)
+def start(
+    size: int, *args: str, tmp_path: Path, options: Sequence[str] = (), **env: str
+) -> RunningJob:
+    """Start ``mpirun options… -n size python args…``."""
+    return RunningJob(size, args, tmp_path / "job.log", env, options)

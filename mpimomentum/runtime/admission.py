@@ -52,6 +52,11 @@ def admissible(
             f"{algorithm!r}: ranks {idle} would only serve, and their loops never run: leave out "
             f"dedicated=True, or use mm.run"
         )
+    if worker.survives:
+        raise BadInput(
+            "on_failure=continue is for mm.run and `mpimomentum train`: a loop of one's own would "
+            "meet the dead at its own collectives; leave it out of mm.init"
+        )
     if worker.closing:
         raise BadInput(
             "this worker has an optimizer already: close() that one first, or make it in a 'with'"

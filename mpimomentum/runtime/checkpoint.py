@@ -45,6 +45,9 @@ _SLOW = (
     "the run was held up for %.1f s until %s was written: checkpoints are asked for faster than "
     "the file system takes them; use a larger checkpoint_every"
 )
+_NOT_WHOLE = (
+    "no checkpoints any more: ranks have died, whose part would be missing; the last one is %s"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -236,12 +239,12 @@ class Checkpoints:
             asked |= self._word.asked()
             # before all have come to the next line nobody asks, but for a stop, and says so there
             self._word.clear()
-        mine = torch.zeros((w.size, 2), dtype=torch.int64)
-        mine[w.rank] = torch.tensor([w.step, asked])
-        rows = (await w.vote(mine.view(-1))).view(w.size, 2)
+        mine = torch.zeros((w.size, 3), dtype=torch.int64)
+        mine[w.rank] = torch.tensor([w.step, asked, 1])
+        rows = (await w.vote(mine.view(-1))).view(w.size, 3)
         steps = rows[:, 0].tolist()
         stopping = bool((rows[:, 1] & STOP).any())
-        await self._take(w, state, steps, stopping)
+        await self._take(w, state, steps, stopping, rows[:, 2])
         self._plan(w.step)
         goes_on = bool(rows[:, 1].any()) and not stopping
         if goes_on:
@@ -259,7 +262,8 @@ class Checkpoints:
         mine[w.rank] = torch.tensor([w.step, bool(self._why())])
         rows = (await w.vote(mine.view(-1))).view(w.size, 2)
         stopping = bool(rows[:, 1].any())
-        await self._take(w, state, rows[:, 0].tolist(), stopping)
+        everyone = torch.ones(w.size)  # a loop of one's own outlives nobody
+        await self._take(w, state, rows[:, 0].tolist(), stopping, everyone)
         if stopping or last:
             await self._writing.close(w)
         return not (stopping or last)
@@ -268,16 +272,22 @@ class Checkpoints:
         """Wait until what is being written is there."""
         await self._writing.settle(w)
 
-    async def _take(self, w: MPIWorker, state: Any, steps: list[int], stopping: bool) -> None:
-        """Save the run if it has moved, and note who stops it."""
+    async def _take(
+        self, w: MPIWorker, state: Any, steps: list[int], stopping: bool, here: torch.Tensor
+    ) -> None:
+        """Save the run if it has moved and all ranks are here; note who stops it."""
         waited_s = await self._writing.settle(w)
         if waited_s > _LONG_S and not stopping and w.rank == 0:
             _log.warning(_SLOW, waited_s, self.last)
         if steps != self._steps and (stopping or self.every is not None):
-            await self._save(w, state, steps)
+            if here.all():
+                await self._save(w, state, steps)
+            elif w.rank == int(here.argmax()):
+                _log.warning(_NOT_WHOLE, self.last)
         if stopping:
             said = enumerate(await exchanged(w, self._why(), _REASON_BYTES))
-            self.stopped = next(f"{why} came to rank {rank}" for rank, why in said if why)
+            came = (f"{why} came to rank {rank}" for rank, why in said if why)
+            self.stopped = next(came, "a rank asked for it, and died")
 
     def _why(self) -> str:
         return self._reason() if self._reason is not None else ""

@@ -30,6 +30,10 @@ _DONE = "done "  # what a rank's answer begins with
 _ANSWER_BYTES = 2048
 
 
+class _RankDied(Exception):
+    """A rank has died, which the others survive, before it had done its part."""
+
+
 class Writing:
     """What one rank does to write checkpoints; never two at once.
 
@@ -123,6 +127,8 @@ class Writing:
                 w, path, lambda: json.dumps(asdict(files.write_part(path, w.rank, mine)))
             )
             await self._together(w, path, commit, only=0)
+        except _RankDied:  # the others go on; what has no manifest is no checkpoint
+            return
         except RunFailed as failed:
             self.failure = str(failed)
         else:
@@ -144,6 +150,8 @@ class Writing:
                 answer = str(error) or repr(error)
         answers = await self._exchanged(w, answer)
         failed = [rank for rank, said in enumerate(answers) if not said.startswith(_DONE)]
+        if failed and not answers[failed[0]]:
+            raise _RankDied
         if failed:
             if w.rank == 0:
                 await self._in_thread(w, lambda: files.discard(path))

@@ -23,6 +23,7 @@ from mpimomentum.non_finite import Policy
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.fault_config import Faults
 from mpimomentum.runtime.hyper_parameters import with_hyper_parameters
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
@@ -242,6 +243,7 @@ class TrainConfig:
     pace: Pace = Pace()  # noqa: RUF009  # frozen, as the others
     output: Output = Output()
     saving: Saving = Saving()  # noqa: RUF009  # frozen, as the others
+    faults: Faults = Faults()  # noqa: RUF009  # frozen, as the others
     seed: int = 0
     non_finite: Policy = "abort"
 
@@ -300,7 +302,7 @@ class TrainConfig:
 
     def _pinned(self) -> dict[str, Any]:
         free = {"lr", "data_dir", "non_finite"}
-        for group in (self.length, self.pace, self.output, self.saving, self.schedule):
+        for group in (self.length, self.pace, self.output, self.saving, self.faults, self.schedule):
             free |= {f.name for f in dataclasses.fields(group)}
         free.discard("weight_decay")
         return {name: value for name, value in self.flat().items() if name not in free}
@@ -327,5 +329,6 @@ class SimulateConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.saving.refuse("a simulation")
+        self.faults.refuse("a simulation")
         if self.workers < 1:
             raise BadInput(f"workers={self.workers}: at least 1 is needed")

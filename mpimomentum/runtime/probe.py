@@ -62,10 +62,12 @@ class ConsensusProbe:
     async def _read(self, w: Any, x: Window) -> None:
         began_s = time.monotonic()
         other = int(self._rng.integers(w.size - 1))
+        other += other >= w.rank
         mine = x.read()
-        theirs, _ = await x.get(other + (other >= w.rank))
-        self.last = estimate(mine, theirs, w.size)
-        w.record(consensus=self.last)
+        theirs, _ = await x.get(other)
+        if other not in w.dead:
+            self.last = estimate(mine, theirs, w.size)
+            w.record(consensus=self.last)
         ended_s = time.monotonic()
         self._due_s = ended_s + max(self._every_s, (ended_s - began_s) / self._share)
         self._under_way = False

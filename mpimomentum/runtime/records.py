@@ -215,7 +215,7 @@ def _cut(path: Path, keep: int) -> tuple[int, int]:
     return count, end
 
 
-def merge_ranks(directory: Path, nbytes: Sequence[int], carried: Iterable[int] = ()) -> bool:
+def merge_ranks(directory: Path, nbytes: Sequence[int | None], carried: Iterable[int] = ()) -> bool:
     """Merge the ranks' files of a run into ``metrics.jsonl``, if this rank sees them all.
 
     Parameters
@@ -223,7 +223,7 @@ def merge_ranks(directory: Path, nbytes: Sequence[int], carried: Iterable[int] =
     directory : Path
         Of the run.
     nbytes : sequence of int
-        Size of every rank's file.
+        Size of every rank's file; None for one that died, of whose file the whole lines count.
     carried : iterable of int
         Ranks of an earlier part of the run that are no more.
 
@@ -237,7 +237,7 @@ def merge_ranks(directory: Path, nbytes: Sequence[int], carried: Iterable[int] =
     missing = [
         rank
         for rank, path in enumerate(paths)
-        if not path.exists() or path.stat().st_size != nbytes[rank]
+        if not path.exists() or nbytes[rank] not in (None, path.stat().st_size)
     ]
     if missing:
         _log.warning(

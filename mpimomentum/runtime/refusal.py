@@ -23,6 +23,7 @@ from cyclopts import (
 
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.fault_config import Faults
 from mpimomentum.runtime.init import start
 from mpimomentum.runtime.sources import FIELDS, unknown_flag
 from mpimomentum.runtime.variables import Runtime
@@ -92,10 +93,10 @@ def refuse_together(worker: MPIWorker, error: BadInput) -> NoReturn:
     raise SystemExit(BAD_INPUT) from error
 
 
-def started(how: Runtime) -> MPIWorker:
+def started(how: Runtime, faults: Faults = Faults()) -> MPIWorker:  # noqa: B008  # frozen
     """Start MPI, or say why that is not possible and end. Collective."""
     try:
-        return start(how)
+        return start(how, faults=faults)
     except (RuntimeError, ValueError, MemoryError) as error:  # a launcher or variable, no bug
         refuse_alone(error)
 

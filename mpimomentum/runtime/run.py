@@ -15,7 +15,7 @@ from mpimomentum import topology as topologies
 from mpimomentum.base_worker import Record
 from mpimomentum.measures import Seconds, Tally
 from mpimomentum.non_finite import Guard, Policy
-from mpimomentum.runtime import decay
+from mpimomentum.runtime import decay, survival
 from mpimomentum.runtime.finite_sum import check_objective
 from mpimomentum.runtime.guarded import Guarded, checked
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
@@ -74,6 +74,8 @@ class Run:
         What each rank's time went into.
     tallies : list of Tally
         Each rank's histograms of staleness, by peer too.
+    failures : list of dict
+        Ranks that died while the others went on, in that order: rank, step, who found it, …
     """
 
     x: Vector
@@ -91,6 +93,7 @@ class Run:
     bytes_per_rank: list[int] = field(default_factory=list)
     time_split: list[Seconds] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list, repr=False)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tau(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -257,6 +260,7 @@ def run(
     workers, _ = roles(algorithm, w.size)
     f = _part(algorithm, objective, workers, w.rank)
     x0 = f.initial()
+    survival.prepare(w, algorithm, x0)
     if checkpoints is not None:
         checkpoints.open(w, algorithm, f.dim, stop)
 
@@ -272,6 +276,9 @@ def run(
         measured = [w.now_s(), *astuple(w.traffic), *astuple(w.end_spans())]
         result = await _collect(w, model_of(state), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
+        result.failures = w.failures()
+        for failure in result.failures:
+            result.updates[failure["rank"]] = failure["step"]
         await compare_clocks()
         await w.release()
         return result
@@ -293,19 +300,19 @@ def _bind(w: Any, f: Objective, algorithm: Algorithm[Any], policy: Policy) -> No
 
 
 async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool) -> Run:
-    mean = (await w.allreduce(x)) / w.size
+    mean = await _mean(w, x)
     deviation = (x - mean).square().sum(dtype=torch.float64).reshape(1)
     local = torch.tensor([w.step, w.busy_rate, *measured], dtype=torch.float64)
     table = await w.allgather(local)
     steps, busy_rate, time_s, bytes_sent, messages_sent = table[:, :5].unbind(dim=1)
-    consensus = float(((await w.allreduce(deviation)) / w.size).sqrt())
+    consensus = float((await _mean(w, deviation)).sqrt())
     models = await w.gather(x) if keep_x else None
     everyones = await _gathered(w, {"records": w.records, "tally": w.tally.state_dict()})
     tallies = [Tally() for _ in everyones]
     for tally, said in zip(tallies, everyones, strict=True):
         tally.load_state_dict(said["tally"])
     return Run(
-        x=torch.stack(models) if models is not None else x.new_empty((0, x.numel())),
+        x=torch.stack([m for m in models if m.numel()]) if models else x.new_empty((0, x.numel())),
         mean=mean,
         consensus_distance=consensus,
         time_s=float(time_s.max()),
@@ -320,13 +327,21 @@ async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool)
     )
 
 
+async def _mean(w: MPIWorker, v: Vector) -> Vector:
+    """Return the mean over the ranks that live to see it."""
+    total = await w.allreduce(torch.cat([v, v.new_ones(1)]))
+    return total[:-1] / total[-1]
+
+
 async def _gathered(w: MPIWorker, said: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what every rank says, on rank 0; elsewhere what this one does."""
     encoded = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
     everyones = await w.gather(encoded)
     if everyones is None:
         return [said]
-    return [json.loads(part.numpy().tobytes()) for part in everyones]
+    nothing = {"records": [], "tally": Tally().state_dict()}  # of a rank that died
+    texts = (part.numpy().tobytes() for part in everyones)
+    return [json.loads(text) if text else nothing for text in texts]
 
 
 def _part(

@@ -160,6 +160,7 @@ def summary(
                 "gradients": [t.bad_gradients for t in run.tallies],
                 "models": [t.bad_models for t in run.tallies],
             },
+            "failures": run.failures,
         }
     )
     return results

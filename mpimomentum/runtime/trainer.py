@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpimomentum.base_worker import torch_seed
-from mpimomentum.runtime import records, stop_signal, telemetry
+from mpimomentum.runtime import records, stop_signal, survival, telemetry
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import trace as traced
 from mpimomentum.runtime.agreement import agreed, same, told, versions
@@ -21,6 +21,7 @@ from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput, Stopped
+from mpimomentum.runtime.fault_config import CONTINUE
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.loop import Observe, roles
@@ -52,7 +53,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     Returns
     -------
     tuple of (dict, Path) or None
-        Summary and run directory on rank 0, None elsewhere.
+        Summary and run directory on rank 0, or the first that lives; None elsewhere.
 
     Raises
     ------
@@ -64,6 +65,8 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     same(worker, versions() | config.identity())
     config = config.resolved()
     plan = agreed(worker, lambda: plan_of(config, worker.size))
+    if config.faults.on_failure == CONTINUE:
+        survival.check(plan[1], plan[0])
     dataset = read_shared(config.task, worker)
     job = agreed(worker, lambda: Job.prepare(config, *plan, dataset))
     worker.topology = job.topology
@@ -111,19 +114,22 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             non_finite=config.non_finite,
         )
     if checkpoints.stopped:
+        saved = f"saved in {checkpoints.last}" if checkpoints.last else "not saved: ranks had died"
         raise Stopped(
-            f"stopped: {checkpoints.stopped}. The run is saved in {checkpoints.last} and goes on "
+            f"stopped: {checkpoints.stopped}. The run is {saved} and goes on "
             f"when it is started again with --out {path} --resume auto"
         )
     mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
-    on_disk = [json.loads(text) for text in told(worker, json.dumps(mine))]
-    if worker.rank != 0:
+    answers = told(worker, json.dumps(mine))
+    on_disk = {rank: json.loads(text) for rank, text in enumerate(answers) if text}
+    if worker.rank != min(on_disk):  # the first that lives
         return None
 
     def finish() -> dict[str, Any]:
-        carried = dict(pair for _, _, pairs in on_disk for pair in pairs)
-        merged = merge_ranks(path, [nbytes for nbytes, _, _ in on_disk], carried)
-        written = sum(count for _, count, _ in on_disk) + sum(carried.values())
+        carried = dict(pair for _, _, pairs in on_disk.values() for pair in pairs)
+        sizes = [on_disk[rank][0] if rank in on_disk else None for rank in range(worker.size)]
+        merged = merge_ranks(path, sizes, carried)
+        written = sum(count for _, count, _ in on_disk.values()) + sum(carried.values())
         return job.finish(
             run,
             path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,8 @@ _LEVELS = {
     MPI.THREAD_SERIALIZED: "SERIALIZED",
     MPI.THREAD_MULTIPLE: "MULTIPLE",
 }
+
+_LAST_RESORT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -163,12 +166,34 @@ def _finalize() -> None:
         MPI.Finalize()
 
 
+def require_not_started() -> None:
+    """Refuse to go on where MPI runs already.
+
+    Raises
+    ------
+    ValueError
+    """
+    if MPI.Is_initialized():
+        raise ValueError(
+            "on_failure=continue forks before MPI starts, but it runs already: let mpimomentum "
+            "start it"
+        )
+
+
+def never_finalize() -> None:
+    """Leave MPI without its last collective, for which the dead would be waited for."""
+    atexit.unregister(_finalize)
+
+
 def abort() -> None:
     """End the whole job, once the launcher has had the time to pass on what was printed.
 
     Launchers drop what they have not read yet when a job aborts, and nothing says that they have.
     """
     time.sleep(0.3)
+    # mpi4py keeps Python's lock, and Open MPI waits for ever for an mpirun that has just gone: it
+    # is the kernel that ends a process that is still there then
+    signal.setitimer(signal.ITIMER_REAL, _LAST_RESORT_S)
     MPI.COMM_WORLD.Abort(1)
 
 

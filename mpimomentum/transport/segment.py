@@ -7,12 +7,12 @@ sequences by their owner, an inbox by whoever holds its word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from mpimomentum.transport.environment import Environment
-from mpimomentum.transport.memory import Memory, chunks
+from mpimomentum.transport.memory import Memory, Words, chunks
 from mpimomentum.transport.progress import NextPoll
 from mpimomentum.worker import Vector
 
@@ -20,6 +20,7 @@ VERSION, MIXES, WRITES = range(3)
 """Counters: adds applied, averages applied, times the vector was written."""
 
 _COUNTERS = 3
+_JOURNAL = 3
 _HEADER = 64  # the word has the first cache line to itself
 _SEQUENCES = 128
 
@@ -42,6 +43,7 @@ class Segment:
     env : Environment
     x0 : Vector, shape (dim,)
         Copied. ``dim`` may differ by rank.
+    make : type of Memory
 
     Attributes
     ----------
@@ -54,7 +56,7 @@ class Segment:
     memory : Memory
     """
 
-    def __init__(self, env: Environment, x0: Vector) -> None:
+    def __init__(self, env: Environment, x0: Vector, make: type[Memory] = Memory) -> None:
         self.rank = env.rank
         self.dtype = x0.dtype
         made: list[tuple[int, str]] = env.comm.allgather((x0.numel(), str(x0.dtype)))
@@ -64,7 +66,7 @@ class Segment:
         self.dims = [dim for dim, _ in made]
         self._layouts = {d: _Layout(d, self.dtype) for d in set(self.dims)}
         self._chunks = self._layouts[x0.numel()].chunks
-        self.memory = Memory(env, self._layouts[x0.numel()].end)
+        self.memory = make(env, self._layouts[x0.numel()].end)
         self.counters = self.memory.words(self.rank, _HEADER, _COUNTERS)
         self._sequences = self.memory.words(self.rank, _SEQUENCES, len(self._chunks))
         ranks = range(env.size) if self.memory.shared else (env.rank,)
@@ -111,10 +113,13 @@ class Segment:
         for piece in self.writing(counter, change):
             self.x[piece].add_(v[piece], alpha=alpha)
 
-    async def read_whole(self, rank: int) -> tuple[Vector, int]:
+    async def read_whole(
+        self, rank: int, gone: Callable[[], bool] = lambda: False
+    ) -> tuple[Vector, int]:
         """Copy the vector of another rank between two of its writes; with its version.
 
-        A seqlock in chunks: only those that its owner wrote meanwhile are read again.
+        A seqlock in chunks: only those that its owner wrote meanwhile are read again. One whose
+        owner is `gone` is copied as it is.
         """
         if self.peer(rank) is None:
             return await self._read_whole_remote(rank)
@@ -137,6 +142,8 @@ class Segment:
                 seen[index] = before if int(sequences[index]) == before else -1
             if all(s == 2 * now[WRITES] for s in seen) and now == counters.tolist():
                 return out, now[VERSION]
+            if gone():
+                return out.copy_(x), now[VERSION]
             await NextPoll(f"rank {rank} to finish writing")
 
     async def _read_whole_remote(self, rank: int) -> tuple[Vector, int]:
@@ -152,6 +159,45 @@ class Segment:
             if torch.equal(before, after) and bool((after[skip:] == 2 * after[WRITES]).all()):
                 return out, int(after[VERSION])
             await NextPoll(f"rank {rank} to finish writing")
+
+    # -- what a rank that may die leaves behind ----------------------------------------------------
+
+    def journal(self, rank: int) -> Words:
+        """Return three words of `rank`'s: why it writes its vector, WRITES when it began, free."""
+        return self.memory.words(rank, _HEADER + 8 * _COUNTERS, _JOURNAL)
+
+    def version(self, rank: int) -> int:
+        """Return the adds applied to the vector of `rank`, whose memory this rank can read."""
+        return int(self.memory.words(rank, _HEADER, _COUNTERS)[VERSION])
+
+    def at_rest(self, rank: int) -> bool:
+        """Whether no pass over the vector of `rank` was begun and not ended."""
+        writes = int(self.memory.words(rank, _HEADER, _COUNTERS)[WRITES])
+        sequences = self.memory.words(rank, _SEQUENCES, len(self._layout(rank).chunks))
+        return bool((sequences == 2 * writes).all())
+
+    def progress(self, rank: int, begun: bool, writes: int) -> Iterator[tuple[slice, bool | None]]:
+        """Yield the chunks of a dead rank's x with whether a pass over them was done there.
+
+        Parameters
+        ----------
+        rank : int
+        begun : bool
+            Whether there was such a pass.
+        writes : int
+            WRITES when it began.
+
+        Yields
+        ------
+        tuple of (slice, bool or None)
+            None where it ended in the middle.
+        """
+        layout = self._layout(rank)
+        over = int(self.memory.words(rank, _HEADER, _COUNTERS)[WRITES]) > writes
+        sequences = self.memory.words(rank, _SEQUENCES, len(layout.chunks)).tolist()
+        for piece, sequence in zip(layout.chunks, sequences, strict=True):
+            done = begun and (over or sequence >= 2 * writes + 2)
+            yield piece, None if begun and not over and sequence % 2 else done
 
     def close(self) -> None:
         """Free the memory; collective."""

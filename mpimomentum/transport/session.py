@@ -7,7 +7,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Session:
 
     Attributes
     ----------
+    survives : bool
+        Whether this goes on without ranks that die, rather than end the job.
     env : Environment
     collectives : Collectives
     closing : list of callable
@@ -50,6 +52,8 @@ class Session:
     RuntimeError
         If MPI does not start, or starts as n jobs of one rank.
     """
+
+    survives: ClassVar[bool] = False
 
     def __init__(self, driver: str, timeout_s: float, backoff_s: float) -> None:
         self._timeout_s = timeout_s
@@ -80,6 +84,7 @@ class Session:
         try:
             self.env = environment.start()
             self._sentinel.rank = self.env.rank
+            self._agree_on_failures()
             self.collectives = Collectives(self.env, self._engine)
             self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
         except BaseException as error:
@@ -88,6 +93,10 @@ class Session:
             self._sentinel.stop()
             raise
         self._engine.blocking = ""
+
+    def _agree_on_failures(self) -> None:
+        if len(set(self.env.comm.allgather(self.survives))) > 1:
+            raise ValueError("on_failure differs between the ranks: give all the same")
 
     def _log_choices(self, driver: str) -> None:
         env = self.env

@@ -20,6 +20,7 @@ from mpimomentum.codecs import mix
 from mpimomentum.measures import Traffic
 from mpimomentum.non_finite import Guard, finite
 from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.memory import Memory
 from mpimomentum.transport.progress import Engine, Poll
 from mpimomentum.transport.segment import MIXES, VERSION, Segment
 from mpimomentum.worker import Handle, Vector
@@ -43,6 +44,11 @@ class Word(enum.IntEnum):
         return word & 0xF
 
     @staticmethod
+    def claimant(word: int) -> int:
+        """Return the rank that put the inbox into its state."""
+        return word >> 4 & 0xFFFFFF
+
+    @staticmethod
     def generation(word: int) -> int:
         """Return the claimant's count of claims."""
         return word >> 28
@@ -63,6 +69,7 @@ class InboxWindow:
         Copied. ``dim`` may differ by rank; only windows of equal ``dim`` can be averaged.
     guard : Guard, optional
         Looks at what is averaged and added elsewhere.
+    make : type of Memory
 
     Attributes
     ----------
@@ -79,6 +86,7 @@ class InboxWindow:
         name: str,
         x0: Vector,
         guard: Guard | None = None,
+        make: type[Memory] = Memory,
     ) -> None:
         self.name = name
         self.rank = env.rank
@@ -89,7 +97,7 @@ class InboxWindow:
         self.traffic = Traffic()
         self._engine = engine
         self._guard = guard
-        self._segment = Segment(env, x0)
+        self._segment = Segment(env, x0, make)
         # such as a center: others have no vector of their own, and read this one
         self._held_for_others = 0 in self._segment.dims
         self._memory = self._segment.memory
@@ -134,7 +142,7 @@ class InboxWindow:
         if rank == self.rank:
             return Handle.completed((self.read(), self.version))
         self.traffic.count(self._segment.dims[rank] * self.dtype.itemsize)
-        reading = self._segment.read_whole(rank)
+        reading = self._segment.read_whole(rank, lambda: self._gone(rank))
         return self._engine.spawn(reading, f"a whole read of window {self.name!r} of rank {rank}")
 
     def add(self, rank: int, v: Vector) -> Handle[None]:
@@ -300,9 +308,15 @@ class InboxWindow:
         generation = self._generation
         claim = Word.CLAIMED.by(self.rank, generation)
         await Poll(
-            lambda: self._memory.compare_and_swap(rank, Word.FREE, claim) == Word.FREE or None,
+            lambda: (
+                self._memory.compare_and_swap(rank, Word.FREE, claim) == Word.FREE
+                or self._gone(rank)
+                or None
+            ),
             f"the inbox of rank {rank}",
         )
+        if self._gone(rank):
+            return
         self._segment.put_inbox(rank, v)
         full = Word.FULL_ADD.by(self.rank, generation)
         if not self._publish(rank, claim, Word.FULL_ADD):
@@ -310,9 +324,13 @@ class InboxWindow:
                 f"rank {self.rank}: the claim on the inbox of rank {rank} was broken"
             )
         await Poll(
-            lambda: self._memory.word(rank) != full or None,
+            lambda: self._memory.word(rank) != full or self._gone(rank) or None,
             f"rank {rank} to apply an add to window {self.name!r}",
         )
+
+    def _gone(self, rank: int) -> bool:
+        """Whether `rank` is known to be dead: never here, where its death ends the job."""
+        return False
 
     def _check(self, v: Vector, dim: int) -> None:
         if v.dtype != self.dtype or v.shape != (dim,) or v.device.type != "cpu":

@@ -238,6 +238,10 @@ class MPIWorker(Session, BaseWorker):
 
     # -- for the runtime ---------------------------------------------------------------------------
 
+    def failures(self) -> list[dict[str, Any]]:
+        """Return what there is to know of each rank that died: here none was outlived."""
+        return []
+
     def spawn(self, coroutine: Coro[T], what: str) -> Task[T]:
         """Run `coroutine` beside the current one."""
         return self._engine.spawn(coroutine, what)

@@ -392,6 +392,34 @@ FAILURES = [
 ]
 
 SAVING = [
+    Row("train --on-failure retry", ("--on-failure retry", "abort", "continue")),
+    Row("train --failure-timeout-s 5", ("failure_timeout_s=5", "without on_failure=continue")),
+    Row(
+        "train --on-failure continue --failure-timeout-s 0",
+        ("failure_timeout_s=0", "must be above 0"),
+    ),
+    Row(
+        "train --on-failure continue --failure-timeout-s 300",
+        ("failure_timeout_s=300", "not below MPIMOMENTUM_TIMEOUT_S=300"),
+    ),
+    Row(
+        "train --on-failure continue",
+        ("MPIMOMENTUM_DRIVER=inline", "leave the variable out"),
+        env={"MPIMOMENTUM_DRIVER": "inline"},
+    ),
+    Row(
+        "train --on-failure continue --algorithm signum",
+        ("signum cannot go on without a rank", "use ad-psgd or"),
+    ),
+    Row(
+        "train --on-failure continue --algorithm gradient-tracking",
+        ("the sum of its trackers would keep the dead rank's gradients",),
+    ),
+    Row(
+        "train --on-failure continue --variant paired",
+        ("paired exchanges wait for the other end", "--variant lockfree"),
+    ),
+    simulate("--on-failure continue", "on_failure=continue", "leave it out"),
     Row("train --checkpoint-every 0", ("checkpoint_every=0", "at least 1")),
     Row("train --checkpoint-every ten", ("--checkpoint-every ten", "whole number")),
     Row("train --keep 5", ("keep=5 without checkpoint_every", "leave keep out")),

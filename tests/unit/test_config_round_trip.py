@@ -48,10 +48,11 @@ NEEDS: dict[str, dict[str, Any]] = {
     "mu_max": {"mu": "auto"},
     "auto_lr": {"mu": "auto"},
     "weight_momentum": {"weighting": "polynomial"},
+    "failure_timeout_s": {"on_failure": "continue"},
 }
 """What else must be given with a field, or hardly a draw would be valid."""
 
-REFUSED = {"train": set[str](), "simulate": {"checkpoint_every", "keep"}}
+REFUSED = {"train": set[str](), "simulate": {"failure_timeout_s", "checkpoint_every", "keep"}}
 """Fields that a command has only to refuse."""
 
 

@@ -1,0 +1,120 @@
+"""With on_failure=continue the others go on without a rank that dies, wherever that happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.trials import DRIFT, INEXACT, JOB, Trial, attempt, begun, drift, family, keeping
+from tests.crash.trials import result as result_of
+from tests.launch import RunningJob, launch, start
+
+PLACES = ("halfway", "exchanged", "published", "applying")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stalled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunningJob]]:
+    """Two jobs in which a rank stalls for 20 s; they go on beside all tests of this module."""
+    jobs = {}
+    # a gradient of 20 s, much longer than the time-out: a rank that computes moves
+    for name, args in (
+        ("slow", ("ad-psgd", "40", "continue", "4", "stalled")),
+        ("stopped", ("d-psgd", "100", "continue", "60")),
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        jobs[name] = start(2, JOB, *args, tmp_path=folder, options=keeping(family()))
+    pid = begun(jobs["stopped"], 2)[1]
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(20, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    yield jobs
+    timer.join()
+    for job in jobs.values():
+        job.kill()
+
+
+@pytest.mark.parametrize("algorithm", ["ad-psgd", "d-psgd", "elastic-averaging"])
+def test_the_others_come_to_their_end_after_a_random_death(tmp_path: Path, algorithm: str) -> None:
+    outcome = attempt(Trial(algorithm, 3, seed=0), tmp_path)
+    assert outcome.survivors == 2, outcome.output
+    assert outcome.drift <= (DRIFT[algorithm] if outcome.exact else INEXACT), outcome.output
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_exchange_of_the_dead_is_whole_or_did_not_take_place(tmp_path: Path, place: str) -> None:
+    done = launch(
+        3,
+        *(JOB, "ad-psgd", "60", "continue", "60", place),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    assert done.returncode == 0, done.output
+    values = result_of(done.output)
+    (failure,) = values["failures"]
+    assert (failure["rank"], failure["cause"], values["living"]) == (1, "ended", 2)
+    assert drift("ad-psgd", values, 1, 3) <= DRIFT["ad-psgd"]
+
+
+def test_a_graph_that_falls_apart_is_joined_again(tmp_path: Path) -> None:
+    job = start(
+        4,
+        *(JOB, "d-psgd", "400", "continue", "60"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    pids = begun(job, 4)
+    for rank in (0, 2):  # of a ring of four: the others have no common edge then
+        os.kill(pids[rank], signal.SIGKILL)
+    done = job.wait(60)
+    values = result_of(done.output)
+    assert sorted(f["rank"] for f in values["failures"]) == [0, 2]
+    assert [[1, 3]] in [f["edges_added"] for f in values["failures"]]
+    assert abs(values["mean"] - 2) <= 1e-6  # of ranks 1 and 3
+    # at the fixed point of ranks with (W - I)x = lr (x - b): apart, each would be at its own b
+    assert values["consensus"] < 0.5
+
+
+def test_the_center_of_elastic_averaging_is_not_outlived(tmp_path: Path) -> None:
+    job = start(
+        3,
+        *(JOB, "elastic-averaging", "5000", "continue", "60"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    pid = begun(job, 3)[0]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    done = job.wait(60)
+    assert time.monotonic() - began < 30
+    assert done.returncode != 0
+    assert "rank 0 died, and the run cannot go on without it: the center was there" in done.output
+
+
+def test_by_default_a_stopped_rank_ends_the_job_after_the_watchdogs_time(tmp_path: Path) -> None:
+    job = start(
+        3, *(JOB, "d-psgd", "5000", "abort", "60"), tmp_path=tmp_path, MPIMOMENTUM_TIMEOUT_S="3"
+    )
+    os.kill(begun(job, 3)[1], signal.SIGSTOP)
+    done = job.wait(60)
+    assert done.returncode != 0
+    assert "nothing has moved for 3 s" in done.output
+    assert re.search(r"rank [02] has waited \d+ s for models of step", done.output), done.output
+
+
+@pytest.mark.parametrize(("name", "steps"), [("slow", 40), ("stopped", 100)])
+def test_a_rank_that_is_slow_or_stopped_for_20_s_is_not_dead(
+    stalled: dict[str, RunningJob], name: str, steps: int
+) -> None:
+    done = stalled[name].wait(90)
+    assert done.returncode == 0, done.output
+    values = result_of(done.output)
+    assert values["failures"] == []
+    assert values["updates"] == [steps, steps]
+    assert values["time_s"] > 15
