@@ -14,8 +14,8 @@ from mpimomentum.worker import Handle
 
 
 def available() -> bool:
-    """Whether the compiled extension, which has them, is there."""
-    return extension.built() is not None
+    """Whether the compiled extension is there, and of sources that have them."""
+    return hasattr(extension.kernels, "atomic_load")
 
 
 class AtomicMemory(Memory):
