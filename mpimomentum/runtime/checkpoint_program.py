@@ -6,7 +6,7 @@ Both ways are for the program's thread.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -38,8 +38,19 @@ def collected(w: MPIWorker, parts: Mapping[str, Part]) -> Tree:
         tree["torch"]["cuda"] = torch.cuda.get_rng_state_all()
     if hasattr(w.objective, "state_dict"):
         tree["objective"] = w.objective.state_dict()
-    tree["parts"] = {name: part.state_dict() for name, part in parts.items()}
+    tree["parts"] = {name: _copied(part.state_dict()) for name, part in parts.items()}
     return tree
+
+
+def _copied(value: Any) -> Any:
+    """Return `value` with tensors of its own: a module's are those that the program changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(inner) for inner in value]
+    return value
 
 
 def handed_out(w: MPIWorker, parts: Mapping[str, Part], tree: Tree) -> None:

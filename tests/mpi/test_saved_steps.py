@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 import mpimomentum as mm
 from mpimomentum.runtime import checkpoint_files as files
+from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.transport import MPIWorker
 from tests.mpi.test_resizing import left_by_others, shared
@@ -126,6 +128,37 @@ def test_publishing_in_between_is_saved_too(
     optimizer.close()
     numbers = [files.number_of(p) for p in files.committed(out / "checkpoints")]
     assert numbers == [9, 8, 6, 4, 2]
+
+
+def test_a_part_is_saved_as_it_was_while_the_loop_changes_it(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No disk takes anything until its rank has made three steps more."""
+    w = make_worker()
+    out = shared(w, tmp_path)
+    write, on = files.save_file, threading.Event()
+
+    def slow(tensors: Any, path: Path, about: Any) -> None:
+        assert on.wait(60)
+        write(tensors, path, about)
+
+    monkeypatch.setattr(files, "save_file", slow)
+    model, average = nn.Linear(3, 1), nn.Linear(3, 1)  # a model's moving average, say
+    optimizer = mm.DistributedOptimizer(model, mm.DPSGD(lr=0.1), w)
+    checkpoints = mm.Checkpoints(out, every=5, keep=9, parts={"average": average})
+    for step in mm.saved_steps(optimizer, 9, checkpoints):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            average.weight.fill_(step + 1)
+        if step == 7:
+            on.set()
+    optimizer.close()
+    told(w, "")
+    for path in files.committed(out / "checkpoints"):
+        part = files.read_part(path, files.read_manifest(path).files[w.rank])["parts"]["average"]
+        assert part["weight"].unique().tolist() == [files.number_of(path)]
 
 
 def test_steps_without_an_interval_or_after_others_are_refused(
