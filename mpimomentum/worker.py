@@ -43,7 +43,7 @@ Own: TypeAlias = Annotated[T, "own"]
 Fresh: TypeAlias = Annotated[T, "fresh"]
 """As ``init`` makes it: scratch, or what ``finish``, which is called then, takes over."""
 Scaled: TypeAlias = Annotated[T, "scaled"]
-"""A count over all ranks, times how many more there are now."""
+"""A count of all ranks' steps: as many for each as before."""
 
 Requires: TypeAlias = Literal[
     "none", "symmetric", "above_minus_third", "doubly_stochastic", "column_stochastic", "bipartite"

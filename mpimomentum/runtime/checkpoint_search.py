@@ -141,8 +141,8 @@ def _read(
         if reason:
             return None, reason
     if isinstance(read, Share):
-        works = w.rank in roles(resizing.algorithm, w.size)[0]
-        putting = put_together(w, read, manifest, step, works)
+        workers = roles(resizing.algorithm, w.size)[0]
+        putting = put_together(w, read, manifest, step, workers)
         read = w.run(putting, "putting a checkpoint together")
     return Found(path, manifest, read), ""
 

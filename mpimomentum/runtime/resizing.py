@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -151,7 +151,7 @@ class Share:
 
 
 async def put_together(
-    w: MPIWorker, share: Share, manifest: Manifest, step: int, works: bool
+    w: MPIWorker, share: Share, manifest: Manifest, step: int, workers: Sequence[int]
 ) -> Tree:
     """Return this rank's part of a checkpoint as if these ranks had written it. Collective.
 
@@ -162,10 +162,11 @@ async def put_together(
     manifest : Manifest
     step : int
         At which every worker goes on.
-    works : bool
-        Whether this rank is one.
+    workers : sequence of int
+        These.
     """
     old = len(manifest.files)
+    made, make = sum(manifest.steps), step * len(workers)  # steps of all, there and as of here
     own = dict(_leaves(share.own))
     tree: Tree = {"state": {}, "objective": {}, RESIZED: True}
     for name, value in _leaves(share.first):
@@ -176,12 +177,12 @@ async def put_together(
         elif rule == "same":
             _put(tree, name, value)
         elif rule == "scaled":
-            _put(tree, name, round(value * w.size / old))
+            _put(tree, name, round(value * make / made) if made else value)
         elif rule == "own" and name in own:
             _put(tree, name, own[name])
     if "objective" not in share.first:
         del tree["objective"]
-    tree["worker"] = _worker(w, share, manifest, step if works else 0)
+    tree["worker"] = _worker(w, share, manifest, step if w.rank in workers else 0)
     draw = torch.Generator().manual_seed(torch_seed(w.seed, w.rank, manifest.number))
     tree["torch"] = {"cpu": draw.get_state()}
     tree["parts"] = await _parts(w, share)

@@ -126,6 +126,21 @@ def test_another_number_of_ranks_goes_on_from_the_mean(
     run(STEPS + 7, mm.Checkpoints(out, resume="auto"))
 
 
+def test_counts_of_all_steps_go_with_the_steps(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    """Or AD-PSGD's `reweight` would take all ranks for slow, or fast, from then on."""
+    w = make_worker("complete")
+    out = shared(w, tmp_path)
+    algorithm = mm.ADPSGD(lr=0.1, reweight=True)
+    mm.run(algorithm, scattered, STEPS, worker=w, checkpoints=mm.Checkpoints(out, every=1000))
+    trees = left_by_others(w, out, algorithm, 2 * w.size)
+    spy = Spy(out, resume="auto", resize=True, by_epoch=True)
+    mm.run(algorithm, scattered, 3 * STEPS, worker=w, checkpoints=spy)
+    assert spy.step == 2 * STEPS  # half as many ranks make the same number
+    assert spy.began["updates"] == trees[0]["state"]["updates"]
+
+
 def workers(algorithm: Any, size: int) -> Any:
     return algorithm.roles(size)[0] if hasattr(algorithm, "roles") else range(size)
 
