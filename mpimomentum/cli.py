@@ -178,7 +178,7 @@ def submit(
     if dry_run:
         sys.stdout.write(script)
         return
-    number, path = submission.submit(script, directory)
+    number, path = submission.submit(script, job.options(), directory)
     print(f"job {number}: {job.ranks} ranks on {job.nodes} nodes; its script is {path}")
     print(f"run directory: {directory}")
     print(f"log: {job.job_name}-{number}.log")

@@ -239,8 +239,11 @@ def require() -> None:
         )
 
 
-def submit(text: str, out: Path) -> tuple[str, Path]:
+def submit(text: str, options: Sequence[str], out: Path) -> tuple[str, Path]:
     """Write a script beside its run directory and submit it; return the job's number and the file.
+
+    Its options are given to sbatch, too: exported variables, such as SBATCH_PARTITION, would win
+    over those in the script.
 
     Raises
     ------
@@ -254,9 +257,8 @@ def submit(text: str, out: Path) -> tuple[str, Path]:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; choose a writable --out") from error
-    done = subprocess.run(
-        ["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False
-    )
+    command = ["sbatch", "--parsable", *options, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         path.unlink()
         raise BadInput(f"nothing was submitted; {done.stderr.strip() or 'sbatch failed'}")

@@ -162,6 +162,23 @@ def test_only_a_dry_run_needs_no_sbatch(
     assert [p.name for p in tmp_path.iterdir()] == ["a b.toml"]
 
 
+def test_what_is_asked_for_is_not_lost_to_what_is_exported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slurm takes SBATCH_PARTITION rather than the script's line, but a flag rather than both."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program(programs / "sbatch", 'printf "%s\\n" "$@" >told; echo 7')
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    asked = ["--partition", "gpu", "--time", "2:00:00", "--nodes", "2"]
+    monkeypatch.setattr(sys, "argv", ["mpimomentum", "submit", "--out", "run", *asked])
+    cli.main()
+    *told, file = (tmp_path / "told").read_text().splitlines()
+    assert {"--parsable", "--partition=gpu", "--time=2:00:00", "--nodes=2"} <= set(told)
+    assert file == f"{tmp_path}/run.sbatch"
+
+
 def test_what_sbatch_refuses_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
