@@ -68,6 +68,15 @@ def test_a_pair_is_slow_among_its_like_only() -> None:
     assert links.finding(made(), crowded=False).status is Status.OK
 
 
+def test_each_median_is_taken_once_however_many_the_pairs(monkeypatch):
+    """128 ranks are 8128 pairs: a median for each of them took 8 s, while all ranks waited."""
+    fitted, medians = made(nodes=2), []
+    median = np.median
+    monkeypatch.setattr(np, "median", lambda values: medians.append(1) or median(values))
+    fitted.slow()
+    assert len(medians) == 4  # on a node and between two, of small and of large messages
+
+
 def test_a_rank_that_is_slow_with_most_is_named_once() -> None:
     slower = {(min(3, r), max(3, r)): 9.0 for r in range(8) if r != 3}
     said = links.finding(made(8, slower=slower), crowded=False)

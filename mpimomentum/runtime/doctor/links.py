@@ -82,13 +82,13 @@ class Links:
             kind = [
                 (i, j) for i, j in self.pairs if (self.nodes[i] == self.nodes[j]) == on_one_node
             ]
-            for i, j in kind:
-                worst = max(
-                    t[i, j] / max(float(np.median([t[p] for p in kind])), 1e-9)
-                    for t in (self.small_s, self.large_s)
-                )
-                if worst > SLOW:
-                    found.append((i, j, float(worst)))
+            if not kind:
+                continue
+            rows, columns = np.transpose(kind)
+            small, large = (t[rows, columns] for t in (self.small_s, self.large_s))
+            ratios = [t / max(float(np.median(t)), 1e-9) for t in (small, large)]
+            worst = np.maximum(*ratios).tolist()
+            found += [(*pair, t) for pair, t in zip(kind, worst, strict=True) if t > SLOW]
         return sorted(found, key=lambda pair: -pair[2])
 
     def as_dict(self) -> dict[str, Any]:
