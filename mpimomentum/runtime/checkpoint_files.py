@@ -229,12 +229,15 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(**values | {"files": [File(**f) for f in values["files"]]})
 
 
-def prune(directory: Path, newest: int, keep: int) -> None:
+def prune(directory: Path, newest: int, keep: int, previous: int | None = None) -> None:
     """Remove checkpoints up to number `newest` but for the last `keep`, and what is none.
 
-    What cannot be removed stays.
+    Any between `newest` and the `previous` one is damaged: the run went on from before it. What
+    cannot be removed stays.
     """
-    kept = [path for path in committed(directory) if number_of(path) <= newest][:keep]
+    numbers = ((path, number_of(path)) for path in committed(directory))
+    whole = newest if previous is None else previous
+    kept = [path for path, number in numbers if number == newest or number <= whole][:keep]
     for path in directory.iterdir():
         stale = number_of(path) <= newest or not (path / MANIFEST).exists()
         if number_of(path) >= 0 and stale and path not in kept:

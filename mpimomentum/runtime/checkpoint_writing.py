@@ -119,7 +119,8 @@ class Writing:
         def commit() -> None:
             parts = [File(**json.loads(text)) for text in written]
             files.commit(path, replace(manifest, files=parts))
-            files.prune(self._directory, manifest.number, self._keep)
+            previous = None if self.last is None else files.number_of(self.last)
+            files.prune(self._directory, manifest.number, self._keep, previous)
 
         try:
             await self._together(w, path, lambda: files.prepare(path), only=0)

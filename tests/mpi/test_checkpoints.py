@@ -388,6 +388,26 @@ def test_a_damaged_checkpoint_is_refused_and_auto_takes_the_one_before(
     saved(last)  # written anew
 
 
+def test_a_damaged_checkpoint_is_none_of_those_that_stay(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+
+    def run(steps: int, checkpoints: mm.Checkpoints) -> mm.Run:
+        return mm.run(mm.DPSGD(lr=0.1), scattered, steps, worker=w, checkpoints=checkpoints)
+
+    run(12, mm.Checkpoints(out, every=6))
+    if w.rank == 0:
+        (out / "checkpoints" / "step-000012" / files.MANIFEST).write_text("{}")
+    told(w, "")
+    run(15, mm.Checkpoints(out, every=15, resume="auto"))
+    told(w, "")
+    found = files.committed(out / "checkpoints")
+    assert [p.name for p in found] == ["step-000015", "step-000006"]
+    saved(found[1])
+
+
 def test_a_rank_that_cannot_write_ends_the_run_on_all(
     make_worker: Callable[..., MPIWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
