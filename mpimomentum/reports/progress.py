@@ -98,8 +98,10 @@ class Progress:
     consensus: float = math.nan
 
     def take(self, record: Record, now_s: float) -> None:
-        """Take a record in that was read at `now_s`."""
+        """Take a record in that was read at `now_s`, but of ranks that are no more (--resize)."""
         self.news_s = now_s
+        if record["rank"] >= self.beginning.get("ranks", math.inf):
+            return
         self.ranks.setdefault(record["rank"], RankNow()).take(record, now_s)
         if record.get("loss") is not None:
             self.losses.append(record["loss"])

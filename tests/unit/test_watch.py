@@ -148,6 +148,15 @@ def test_progress_is_what_the_records_say():
     assert progress.ranks[1].shares["wait"] == 1.0  # since the last note
 
 
+def test_ranks_that_are_no_more_make_no_progress():
+    """--resize leaves their records, and the others have made their part of the steps."""
+    progress = Progress(BEGINNING | {"ranks": 1, "workers": 1}, 0.0)
+    progress.take(record(1, 50, 5.0), 0.0)
+    progress.take(record(0, 50, 5.0), 0.0)
+    assert progress.done == 50 / BEGINNING["steps"]
+    assert list(progress.ranks) == [0]
+
+
 def test_progress_of_a_duration_and_of_an_unknown_length():
     by_time = Progress(BEGINNING | {"steps": None, "duration_s": 20.0}, 0.0)
     by_time.take(record(0, 3, 5.0), 0.0)
