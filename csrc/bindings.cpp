@@ -196,13 +196,13 @@ std::int64_t exchange_finite(nb::handle x_, nb::handle y_, nb::handle delta_) {
   const Array x = call.array("x", x_, kFloats, Use::kWrite);
   const Array y = call.array("y", y_, {x.dtype}, Use::kRead, x.size);
   const Array delta = call.array("delta", delta_, {x.dtype}, Use::kWrite, x.size);
-  if (x.device != kCpu) {
-    call.refuse_value("x is on a CUDA device, where nothing waits for what is found: use exchange");
-  }
   std::int64_t done = 0;
   with_type(x.dtype, [&](auto t) {
     using T = decltype(t);
     call.run([&](const Implementation& kernels, Stream) {
+      if (of(kernels, t).exchange_finite == nullptr) {
+        call.refuse_value("the CUDA kernels have none: nothing waits for what they find");
+      }
       done = of(kernels, t).exchange_finite(x.as<T>(), y.as<const T>(), x.size, delta.as<T>());
     });
   });
