@@ -338,6 +338,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._loop, self._lent = None, False
         self._begin()
 
+    @property
+    def made(self) -> int:
+        """Steps that this rank has made, or that a checkpoint of other ranks comes to."""
+        return self._worker.step
+
     def keep(self, last: bool) -> bool:
         """Save the run, `last` for its end; return whether it goes on. Collective."""
         assert self._checkpoints is not None, "not saved"

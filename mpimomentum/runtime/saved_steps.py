@@ -92,5 +92,6 @@ class _Place:
             group.update(saved)
 
     def load_resized(self, states: Mapping[int, Mapping[str, Any]], rank: int, size: int) -> None:
-        """Go on from where another number of ranks was."""
+        """Go on from where another number of ranks was, which by epochs is another step."""
         self.load_state_dict(states[0])
+        self.step = self._optimizer.made

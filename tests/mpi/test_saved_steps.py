@@ -200,3 +200,28 @@ def test_another_number_of_ranks_goes_on_in_a_loop(
     assert train(12) == list(range(12))
     left_by_others(w, out, algorithm, w.size + 2)
     assert train(15, resize=True) == [12, 13, 14]
+
+
+def test_by_epochs_a_loop_goes_on_at_the_step_of_its_ranks(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+
+    def train(steps: int, **options: Any) -> list[int]:
+        model = nn.Linear(3, 1)
+        optimizer = mm.DistributedOptimizer(model, mm.DPSGD(lr=0.05), w)
+        made = []
+        kept = mm.Checkpoints(out, every=4, resume="auto", **options)
+        for step in mm.saved_steps(optimizer, steps, kept):
+            assert step == w.step
+            made.append(step)
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+        optimizer.close()
+        return made
+
+    assert train(12) == list(range(12))
+    left_by_others(w, out, mm.DPSGD(lr=0.05), 2 * w.size)
+    assert train(26, resize=True, by_epoch=True) == [24, 25]
