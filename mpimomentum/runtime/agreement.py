@@ -104,6 +104,12 @@ async def exchanged(worker: MPIWorker, text: str, size_bytes: int = MESSAGE_BYTE
     return [row.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
+async def exchanged_whole(worker: MPIWorker, text: str) -> list[str]:
+    """Do the same as :func:`exchanged`, but cut nothing."""
+    mine = torch.tensor([len(text.encode())])
+    return await exchanged(worker, text, int((await worker.allgather(mine)).max()))
+
+
 def _pairs(text: str) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (li.partition(" = ") for li in text.splitlines())]
 

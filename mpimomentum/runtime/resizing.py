@@ -19,7 +19,7 @@ import torch
 from mpimomentum.base_worker import streams_anew, torch_seed
 from mpimomentum.measures import Tally
 from mpimomentum.runtime import checkpoint_files as files
-from mpimomentum.runtime.agreement import exchanged
+from mpimomentum.runtime.agreement import exchanged_whole
 from mpimomentum.runtime.checkpoint_files import Manifest, Tree
 from mpimomentum.runtime.loop import Stop, roles
 from mpimomentum.worker import Algorithm, Mailbox
@@ -213,7 +213,7 @@ async def _parts(w: MPIWorker, share: Share) -> dict[str, dict[int, Tree]]:
     """Return what each part was on all the old ranks, for ``load_resized``."""
     mine = json.dumps({old: tree["parts"] for old, tree in share.trees.items()})
     found: dict[str, dict[int, Tree]] = {name: {} for name in share.first["parts"]}
-    for text in await exchanged(w, mine):
+    for text in await exchanged_whole(w, mine):
         for old, parts in json.loads(text).items():
             for name, state in parts.items():
                 found[name][int(old)] = state

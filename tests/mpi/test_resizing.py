@@ -141,6 +141,40 @@ def test_counts_of_all_steps_go_with_the_steps(
     assert spy.began["updates"] == trees[0]["state"]["updates"]
 
 
+class Notes:
+    """A part of the program whose state is long."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def state_dict(self) -> Tree:
+        return {"text": self.text}
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.text = state["text"]
+
+    def load_resized(self, states: dict[int, Tree], rank: int, size: int) -> None:
+        self.text = "".join(states[old]["text"] for old in sorted(states))
+
+
+def test_parts_reach_all_ranks_however_long_they_are(
+    make_worker: Callable[..., MPIWorker], tmp_path: Path
+) -> None:
+    w = make_worker()
+    out = shared(w, tmp_path)
+    algorithm, notes = mm.DPSGD(lr=0.1), Notes()
+    notes.text = "ä" * 5000
+
+    def run(steps: int, **options: Any) -> None:
+        kept = mm.Checkpoints(out, every=1000, resume="auto", parts={"notes": notes}, **options)
+        mm.run(algorithm, scattered, steps, worker=w, checkpoints=kept)
+
+    run(STEPS)
+    left_by_others(w, out, algorithm, w.size + 1)
+    run(STEPS + 1, resize=True)
+    assert notes.text == "ä" * 5000 * (w.size + 1)
+
+
 def workers(algorithm: Any, size: int) -> Any:
     return algorithm.roles(size)[0] if hasattr(algorithm, "roles") else range(size)
 
