@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,11 +54,9 @@ class Follower:
         if self._begun and [path.name for path in paths] == [METRICS]:
             return  # the ranks' files, merged: nothing new
         for path in paths:
-            try:
-                status = path.stat()
-            except OSError:  # merged into another a moment ago
-                continue
-            yield from self._new_in(path, status)
+            # merged into another a moment ago
+            with contextlib.suppress(FileNotFoundError):
+                yield from self._new_in(path, path.stat())
         self._begun = True
 
     def _new_in(self, path: Path, status: os.stat_result) -> Iterator[Record]:

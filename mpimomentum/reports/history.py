@@ -91,6 +91,13 @@ class History:
     @classmethod
     def of(cls, run: RunDirectory) -> History:
         """Read all records of a run."""
+        try:
+            return cls._read(run)
+        except FileNotFoundError:  # it has just ended: the ranks' files have become one
+            return cls._read(run)
+
+    @classmethod
+    def _read(cls, run: RunDirectory) -> History:
         history = cls(run)
         for record in run.records():
             history.take(record)

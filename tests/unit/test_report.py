@@ -164,6 +164,23 @@ def test_a_run_that_died_is_drawn_as_far_as_it_came(finished, tmp_path):
     assert "As last recorded" in found.words
 
 
+def test_a_run_that_ends_while_it_is_read_is_read_again(finished, tmp_path):
+    class Ending(RunDirectory):
+        def files(self) -> list[Path]:
+            found = super().files()
+            if len(found) > 1:  # a moment after they were listed
+                found[1].rename(self.path / "metrics.jsonl")
+                found[0].unlink()
+            return found
+
+    lines = (finished / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics").mkdir()
+    for rank in range(2):
+        (tmp_path / "metrics" / f"rank-000{rank}.jsonl").write_bytes(lines)
+    run = Ending(tmp_path, {"algorithm": "ad-psgd"})
+    assert History.of(run).records == len(lines.splitlines())
+
+
 def test_a_run_that_has_hardly_begun_has_a_page(finished, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.toml").write_bytes((finished / "config.toml").read_bytes())
