@@ -51,6 +51,10 @@ def prepare(worker: MPIWorker, algorithm: Algorithm[Any], x0: Vector) -> None:
         return
     check(algorithm, worker.topology)
     surviving = cast("SurvivingWorker", worker)
+    try:
+        surviving.begin_anew()
+    except ValueError as error:
+        raise BadInput(f"on_failure=continue: {error}") from None
     if algorithm.name in MIXING:
         surviving.exchange_with_neighbors(x0)
     if isinstance(algorithm, ElasticAveraging):

@@ -16,9 +16,10 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,10 +32,12 @@ LOOK_S = 0.02  # between two looks, and two beats
 GRACE_S = 5.0  # for a communication thread to see by itself what the guard has seen
 
 _OWN = 64  # byte of a rank's own line
-_BEAT, _STEP, _LEFT, CONDEMNED, ACK = range(_OWN, _OWN + 5 * 8, 8)
+_BEAT, _STEP, _LEFT, CONDEMNED, ACK, _VERDICT = range(_OWN, _OWN + 6 * 8, 8)
 _DEAD = 128  # byte of the list, at rank 0
 
 Phase = Literal["start", "run", "end"]
+_ALL_LIVE, _SOME_DIED = 1, 2  # the verdict, at rank 0
+
 Cause = Literal["ended", "hung"]
 _CAUSES: tuple[Cause, ...] = ("ended", "hung")
 
@@ -144,19 +147,42 @@ class Liveness:
         return self._read_the_list()
 
     def leave(self) -> None:
-        """Say that this rank's end, from now on, is no death."""
+        """Say that all results are there."""
         self.phase = "end"
-        self._mine[2] = 1
-        self.board.fence()
+
+    def all_live(self) -> bool:
+        """Whether all ranks have come to their end, the same on all that ask."""
+        mine = _SOME_DIED if self.deaths else _ALL_LIVE
+        return (self.board.compare_and_swap(0, 0, mine, _VERDICT) or mine) == _ALL_LIVE
 
     def close(self) -> None:
         """Stop watching; the memory stays."""
         self._stop.set()
-        if self.deaths and self._keeper is not None:
+
+    def part(self) -> bool:
+        """Wait until all ranks are about to end, as MPI's own end would; False if one has died.
+
+        By the kernel and a word, since MPI would wait for the dead.
+        """
+        self._say_left()
+        poller = _poller(self._pidfds)
+        awaited = set(self._pidfds)
+        while awaited:
+            ended = {self._rank_of[fd] for fd, _ in poller.poll(10)}  # before the words
+            awaited = {r for r in awaited if not self.board.word(r, _LEFT)}
+            if awaited & ended:
+                self.outlive(awaited & ended)
+                return False
+        return True
+
+    def outlive(self, dead: Collection[int]) -> None:
+        """Be ready to end without MPI's end, which would wait for the dead."""
+        self._say_left()
+        if self._keeper is not None:
             self._keeper.leave()
-            for death in self.deaths:
+            for rank in dead:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._keepers[death.rank], SURVIVED)
+                    os.kill(self._keepers[rank], SURVIVED)
 
     def free(self) -> None:
         """Free the memory; collective."""
@@ -170,6 +196,10 @@ class Liveness:
 
     # ----------------------------------------------------------------------------------------------
 
+    def _say_left(self) -> None:
+        self._mine[2] = 1
+        self.board.fence()
+
     def _look_for_the_hung(self, now: float) -> None:
         passed_s = min(now - self._looked_s, 10 * LOOK_S)  # what this rank has seen itself: it may
         for rank in self._pidfds:  # have been stopped along with all others
@@ -180,9 +210,10 @@ class Liveness:
             self._still_s[rank] += passed_s
             if self._still_s[rank] > self.timeout_s and rank not in self.dead:
                 self._still_s[rank] = 0.0
-                if not self.board.compare_and_swap(rank, 0, self._rank + 1, CONDEMNED):
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(self._pidfds[rank], signal.SIGKILL)
+                self.board.compare_and_swap(rank, 0, self._rank + 1, CONDEMNED)
+                # also where another one has condemned it, who may have died before the next line
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfds[rank], signal.SIGKILL)
 
     def _ended(self) -> list[int]:
         ended = []
@@ -229,18 +260,28 @@ class Liveness:
     def _guard(self) -> None:
         """End this process if somebody dies while its communication thread cannot see it."""
         poller = _poller(self._pidfds)
+        ended: set[int] = set()
         while not self._stop.is_set():
-            ended = [self._rank_of[fd] for fd, _ in poller.poll(500)]
-            for rank in ended:
-                poller.unregister(self._pidfds[rank])
-            if any(not self.board.word(r, _LEFT) for r in ended) and self.phase != "run":
+            for fd, _ in poller.poll(500):
+                ended.add(self._rank_of[fd])
+                poller.unregister(fd)
+            if self._unseen(ended):
                 self._stop.wait(GRACE_S)
-                self._leave_if_stuck()
+                self._leave_if_stuck(ended)
 
-    def _leave_if_stuck(self) -> None:
+    def _unseen(self, ended: set[int]) -> set[int]:
+        """Return who died and is not known to the communication thread, which ought to see it."""
         if self._stop.is_set() or self.phase == "run":
+            return set()
+        return {rank for rank in ended - self.dead if not self.board.word(rank, _LEFT)}
+
+    def _leave_if_stuck(self, ended: set[int]) -> None:
+        dead = self._unseen(ended)
+        if not dead:
             return
         if self.phase == "end":  # all results are there
+            self.outlive(dead)
+            sys.stdout.flush()
             os._exit(0)
         report(self._rank, "another rank died before the run had begun: ending")
         os._exit(1)

@@ -66,7 +66,7 @@ class NeighborSlots:
         self._readers: list[tuple[int, ...]] = [(), ()]
         self._calls: collections.deque[_Exchange] = collections.deque()
         self._begun = self._posted = self._taken = 0
-        self._step = -1  # the latest begun
+        self._step = self._before = -1  # the latest begun; the one before the first
         self._heard: list[int] = []  # the latest step begun at each death
         self._from: list[int] = []  # the step from which on it counts
         self._last: Vector = like
@@ -82,6 +82,10 @@ class NeighborSlots:
         self._calls.append(call)
         self._poll()
         return call
+
+    def start(self, t: int) -> None:
+        """Say that step `t` will be the first."""
+        self._step = self._before = t - 1
 
     def begin(self, t: int) -> None:
         """Say that the graph of step `t` is in use here from now on."""
@@ -100,7 +104,7 @@ class NeighborSlots:
     @property
     def one_a_step(self) -> bool:
         """Whether a step has one exchange, so that what is exchanged is the model."""
-        return self._begun == self._step + 1
+        return self._begun == self._step - self._before
 
     def posted(self, rank: int) -> int:
         """Return how many exchanges `rank` has posted for."""

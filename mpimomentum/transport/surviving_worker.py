@@ -7,6 +7,7 @@ starts the ranks and gives the memory; while the run goes on it is not called.
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -70,6 +71,7 @@ class SurvivingWorker(MPIWorker):
         self._needed: frozenset[int] = frozenset()
         self._why_needed = ""
         self._keeper: Keeper | None = None
+        self._ends_without_mpi = False
         if keeper.needed():
             environment.require_not_started()
             self._keeper = Keeper()
@@ -85,6 +87,7 @@ class SurvivingWorker(MPIWorker):
                 + remedies[0]
             )
         self._liveness = Liveness(env, self._failure_timeout_s, self._keeper)
+        atexit.register(self._part)  # runs before what MPI's start has registered
         self.collectives.close()
         self.collectives = SurvivorCollectives(  # type: ignore[assignment]  # the same calls
             env, self._engine, self._liveness
@@ -145,6 +148,21 @@ class SurvivingWorker(MPIWorker):
         """Not among what survives."""
         raise RuntimeError(f"rank {self.rank}: there are no sums with on_failure=continue")
 
+    def begin_anew(self) -> None:
+        """Get ready to make the windows of a run, which needs all ranks. Collective.
+
+        Raises
+        ------
+        ValueError
+            If one has died.
+        """
+        if self.deaths:
+            raise ValueError(
+                f"ranks {sorted(self.dead)} have died, and the windows of another run would wait "
+                "for them: start the program again"
+            )
+        self._liveness.phase = "start"
+
     def depend_on(self, ranks: Collection[int], why: str) -> None:
         """Say that the job is to end if one of `ranks` dies."""
         self._needed, self._why_needed = frozenset(ranks), why
@@ -189,6 +207,8 @@ class SurvivingWorker(MPIWorker):
     async def start(self) -> None:
         """Wait until every rank has made its windows; from here on deaths are survived."""
         await super().start()
+        if self._slots is not None:
+            self._slots.start(self.step)
         self._liveness.step = lambda: self.step
         self._liveness.now_s = self.now_s
         self._liveness.phase = "run"
@@ -267,15 +287,23 @@ class SurvivingWorker(MPIWorker):
         """Leave MPI as one ought to if all live; else end without it, which would wait for them."""
         await self.meet("the end of the program, or worker.close()")
         self._liveness.leave()
-        await self.collectives.barrier()  # all who live have said that they leave
-        self._liveness.close()
-        if self.deaths:
+        await self.collectives.barrier()  # all who live have come to their end
+        if not self._liveness.all_live():
+            self._liveness.close()
+            self._liveness.outlive(self._liveness.dead)
             environment.never_finalize()
+            self._ends_without_mpi = True
             return
         await self.free()
         self._watchdog.close()
         self.collectives.close()
         self.env.comm.Free()
+        self._liveness.close()
+
+    def _part(self) -> None:
+        """At the end of the process: leave MPI's last collective out if a rank has died since."""
+        if not self._ends_without_mpi and not self._liveness.part():
+            environment.never_finalize()
 
     async def free(self) -> None:
         """Free the memory of all runs."""

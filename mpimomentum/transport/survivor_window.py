@@ -96,20 +96,25 @@ class SurvivorWindow(InboxWindow):
         """Return what the vector of a dead rank was; once nothing is in flight among the living."""
         word = self._memory.word(rank)
         x, inbox = self._views(rank)
-        claimant = Word.claimant(word)
-        if Word.state(word) == Word.CLAIMED and claimant != rank:  # of another one that is dead
-            self._undo_pass(claimant, word, inbox)
-            self._memory.compare_and_swap(rank, word, Word.FREE)
         broken = int(self._passes[rank][BROKEN])  # by whoever held the other end
-        exact = broken != _TORN
+        explained, exact = bool(broken), broken != _TORN
         found, share = x.clone(), {Word.FULL_AVERAGE: 0.5, Word.FULL_ADD: 1.0}
-        under_way, writes = self._pass_of(rank, word)
         if Word.state(word) in share:
+            under_way, writes = self._pass_of(rank, word)
+            explained |= under_way
             for piece, done in self._segment.progress(rank, under_way, writes):
                 exact &= done is not None
                 if not done:
                     found[piece].add_(inbox[piece], alpha=share[Word(Word.state(word))])
-        if not self._segment.at_rest(rank) and not (under_way or broken):
+        for other in self._claimed_by(rank):  # what it took for these it did not hand over
+            begun, writes = self._pass_of(rank, self._memory.word(other))
+            explained |= begun
+            _, theirs = self._views(other)
+            for piece, done in self._segment.progress(rank, begun, writes):
+                exact &= done is not None
+                if done:
+                    found[piece].add_(theirs[piece], alpha=0.5)
+        if not self._segment.at_rest(rank) and not explained:
             exact = False  # a part of an update of its own
         return Estate(found, self._segment.version(rank), exact)
 
@@ -127,6 +132,17 @@ class SurvivorWindow(InboxWindow):
         self._engine.pollers.remove(self.drain)
         self._liveness.on_death.remove(self._bury)
 
+    def _claimed_by(self, rank: int) -> list[int]:
+        """Return the other dead whose inboxes the dead `rank` had claimed for an average."""
+        held = [(r, self._memory.word(r)) for r in sorted(self._liveness.dead - {rank})]
+        return [
+            r
+            for r, word in held
+            if Word.state(word) == Word.CLAIMED
+            and Word.claimant(word) == rank
+            and self._segment.dims[r] == self._segment.dims[rank]
+        ]
+
     def _gone(self, rank: int) -> bool:
         return rank in self._liveness.dead
 
@@ -139,7 +155,10 @@ class SurvivorWindow(InboxWindow):
             self._memory.compare_and_swap(self.rank, word, Word.FREE)
 
     def _begin_pass(self, word: int) -> None:
-        self._passes[self.rank][:BROKEN] = word, self._segment.counters[WRITES]
+        journal = self._passes[self.rank]
+        journal[1] = self._segment.counters[WRITES]
+        self._memory.fence()  # the word last: with it the pass has begun
+        journal[0] = word
         self._memory.fence()
 
     def _exchange_direct(self, x_peer: Vector, inbox: Vector) -> bool:

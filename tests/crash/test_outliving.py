@@ -62,6 +62,38 @@ def test_an_exchange_of_the_dead_is_whole_or_did_not_take_place(tmp_path: Path, 
     assert drift("ad-psgd", values, 1, 3) <= DRIFT["ad-psgd"]
 
 
+def test_of_an_exchange_between_two_that_die_nothing_is_lost_or_counted_twice(
+    tmp_path: Path,
+) -> None:
+    done = launch(
+        3,
+        *(JOB, "ad-psgd", "60", "continue", "60", "both"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    assert done.returncode == 0, done.output
+    values = result_of(done.output)
+    lost = {f["rank"]: f for f in values["failures"]}
+    assert set(lost) == {1, 2}
+    exact = lost[2]["exact"]  # it is killed anywhere; rank 1 between two chunks
+    assert drift("ad-psgd", values, 1, 3) <= (DRIFT["ad-psgd"] if exact else INEXACT)
+    assert "AGAIN on_failure=continue: ranks [1, 2] have died" in done.output
+
+
+@pytest.mark.parametrize("place", ["leaving", "closed"])
+def test_nobody_waits_at_the_end_for_a_rank_that_died_after_the_run(
+    tmp_path: Path, place: str
+) -> None:
+    done = launch(
+        3,
+        *(JOB, "d-psgd", "20", "continue", "60", place),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    assert done.returncode == 0, done.output
+    assert result_of(done.output)["failures"] == []
+
+
 def test_a_graph_that_falls_apart_is_joined_again(tmp_path: Path) -> None:
     job = start(
         4,

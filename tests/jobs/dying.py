@@ -12,7 +12,11 @@ claimed     it holds two claims          halfway   some chunks are exchanged
 exchanged   all are, none is published   published the other end may apply it
 applying    some chunks of its own inbox are applied
 applied     all are, its word says not yet
+both        some chunks are exchanged with rank 2, which it has just killed; then those who live try
+            another run
 stalled     nothing dies: one gradient of rank 1 takes 20 s
+leaving     the run is over, and it is about to free its windows
+closed      it has closed its worker, and its program is about to end
 """
 
 from __future__ import annotations
@@ -81,7 +85,29 @@ def count(n: int) -> Callable[[], bool]:
     return lambda: next(calls, None) == n - 1
 
 
-def arrange(place: str) -> None:
+def die_with(w: Any, rank: int) -> None:
+    """Kill `rank`, then this one, in the middle of an exchange between the two."""
+    exchange, average = mix.exchange, InboxWindow.average
+    peers: list[int] = []
+    left = 10 * CHUNKS + 3
+
+    def noted(self: InboxWindow, peer: int) -> Any:
+        peers.append(peer)
+        return average(self, peer)
+
+    def counted(*chunks: Any) -> None:
+        nonlocal left
+        if peers[-1] == rank:
+            left -= 1
+        if not left:
+            signal.pidfd_send_signal(w._liveness._pidfds[rank], signal.SIGKILL)
+            die()
+        exchange(*chunks)
+
+    InboxWindow.average, mix.exchange = noted, counted
+
+
+def arrange(place: str, w: Any) -> None:
     """Have this rank die at `place`."""
     if place == "claimed":
         replace(InboxWindow, "_exchange_direct", before=die)
@@ -93,6 +119,10 @@ def arrange(place: str) -> None:
         replace(mix, "exchange", before=die, occasion=10 * CHUNKS + 3)
     elif place == "applied":
         replace(Segment, "apply", after=die)
+    elif place == "both":
+        die_with(w, 2)
+    elif place == "leaving":
+        replace(type(w), "free", before=die, occasion=1)
     elif place == "applying":
         writing = Segment.writing
         tenth = count(10)
@@ -138,7 +168,7 @@ def main(name: str, steps: int, on_failure: Any, timeout_s: float, place: str = 
     w = mm.init("ring", on_failure=on_failure, failure_timeout_s=timeout_s)
     say(f"pid {w.rank} {os.getpid()}")
     if w.rank == 1:
-        arrange(place)
+        arrange(place, w)
     kind = Sinking if name == "ad-psgd" else Slow
     objectives = [kind(b=torch.full((DIM,), float(rank))) for rank in range(w.size)]
     if place == "stalled":
@@ -167,7 +197,14 @@ def main(name: str, steps: int, on_failure: Any, timeout_s: float, place: str = 
             "time_s": run.time_s,
         }
         say(f"RESULT {json.dumps(result)}")
+    if place == "both":
+        try:
+            mm.run(ALGORITHMS[name], lambda r, n: objectives[r], steps, worker=w)
+        except ValueError as error:
+            say(f"AGAIN {error}")
     w.close()
+    if place == "closed" and w.rank == 1:
+        die()
     say(f"closed {w.rank}")
 
 
