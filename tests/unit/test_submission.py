@@ -73,6 +73,27 @@ def test_every_argument_reaches_train_as_it_is(stage: Path, args: list[str], out
     assert not (stage / "pwned").exists()
 
 
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+    """Or a saved job would be over, at night, for a moment of the controller's."""
+    scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
+    (tmp_path / "site.sh").write_text(f"{scripts}; LAUNCH=()\n")
+    program(tmp_path / "mpimomentum", "exit 85")
+    program(tmp_path / "sleep", 'echo "sleep $*" >>told')
+    answers = 'case $1 in show) echo "  JobState=RUNNING Reason=None" ;; esac'
+    busy = 'if [ "$(grep -c "^$*" told)" -lt 3 ]; then exit 1; fi'
+    program(tmp_path / "scontrol", f'echo "$*" >>told; {busy}; {answers}')
+    settings = {"SLURM_SCRIPTS": str(tmp_path), "OUT": str(tmp_path / "out")}
+    with contextlib.chdir(tmp_path):
+        (tmp_path / "job.sbatch").write_text(script([], settings, []), encoding="utf-8")
+    known = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "n"}
+    env = {**os.environ, **known, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 85
+    told = (tmp_path / "told").read_text().splitlines()
+    asked = ["show job 1", "sleep 15"] * 2 + ["show job 1"]
+    assert told == [*asked, *("requeue 1", "sleep 15") * 2, "requeue 1", "sleep 300"]
+
+
 def test_the_script_is_that_of_the_folder_slurm(tmp_path: Path) -> None:
     template = (ROOT / "slurm" / "train.sbatch").read_text()
     head, _, body = template.partition(MARK)
@@ -141,6 +162,12 @@ def test_times_that_leave_room_to_save(time: str) -> None:
 def test_times_that_do_not(time: str) -> None:
     with pytest.raises(BadInput, match="at its start"):
         Resources(time=time)
+
+
+def test_a_job_name_is_no_path() -> None:
+    """It is part of the log's name, and Slurm makes no folder: the job would end at once."""
+    with pytest.raises(BadInput, match="--job-name a/b"):
+        Resources(job_name="a/b")
 
 
 def test_only_a_dry_run_needs_no_sbatch(
