@@ -95,6 +95,8 @@ class Resources:
                 raise BadInput(
                     f"--{name.replace('_', '-')} {value!r}: one word without quotes is needed"
                 )
+        if "/" in self.job_name:  # the log is called so, too
+            raise BadInput(f"--job-name {self.job_name}: no slash; say where by --out")
         if self.partition in get_args(Partition):
             raise BadInput(
                 f"--partition {self.partition}: that of Slurm is meant here; for the data's write "
