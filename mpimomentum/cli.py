@@ -106,7 +106,7 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     except BadInput as error:
         refuse_together(worker, error)
     except Stopped as request:
-        if worker.rank == 0:
+        if worker.rank == min(set(range(worker.size)) - worker.dead):
             say(request)
         worker.close()
         raise SystemExit(STOPPED) from None

@@ -122,8 +122,6 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
     answers = told(worker, json.dumps(mine))
     on_disk = {rank: json.loads(text) for rank, text in enumerate(answers) if text}
-    if worker.rank != min(on_disk):  # the first that lives
-        return None
 
     def finish() -> dict[str, Any]:
         carried = dict(pair for _, _, pairs in on_disk.values() for pair in pairs)
@@ -143,7 +141,14 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     async def ending() -> dict[str, Any]:  # others wait for this rank, which is at work
         return await worker.compute(finish, "the evaluation")
 
-    return worker.run(ending(), "the end of the run"), path
+    writer = min(on_disk)  # the first that lives
+    result = worker.run(ending(), "the end of the run") if worker.rank == writer else None
+    while worker.survives and not (lives := told(worker, "here"))[writer]:  # it died at that
+        run.failures += worker.failures()[len(run.failures) :]
+        writer = next(rank for rank, text in enumerate(lives) if text)
+        if worker.rank == writer:
+            result = worker.run(ending(), "the end of the run")
+    return None if result is None else (result, path)
 
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -78,6 +79,22 @@ def test_of_an_exchange_between_two_that_die_nothing_is_lost_or_counted_twice(
     exact = lost[2]["exact"]  # it is killed anywhere; rank 1 between two chunks
     assert drift("ad-psgd", values, 1, 3) <= (DRIFT["ad-psgd"] if exact else INEXACT)
     assert "AGAIN on_failure=continue: ranks [1, 2] have died" in done.output
+
+
+def test_the_next_rank_writes_the_summary_if_the_first_dies_at_that(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = ["train", "--model", "mlp", "--on-failure", "continue", "--out", str(out)]
+    done = launch(
+        2,
+        *(str(Path(JOB).with_name("dying_writer.py")), *run, "--steps", "5"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    assert done.returncode == 0, done.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert [failure["rank"] for failure in summary["failures"]] == [0]
+    assert summary["updates_per_rank"] == [5, 5]  # it died after the run
+    assert summary["records_lost"] == 0
 
 
 @pytest.mark.parametrize("place", ["leaving", "closed"])
