@@ -59,7 +59,8 @@ def make_ready(path: Path, config: TrainConfig, checkpoint: Path | None) -> None
         shutil.rmtree(path / RECORDS, ignore_errors=True)
     own = checkpoint is None or home(checkpoint) == path
     telemetry.make_directory(path, "", 0, config.toml(), may_hold_run=own)
-    for stale in (telemetry.SUMMARY, FAILURE):  # they stand for a run that has ended
+    # they stand for a run that has ended; the ranks' files have all that was merged
+    for stale in (telemetry.SUMMARY, telemetry.METRICS, FAILURE):
         (path / stale).unlink(missing_ok=True)
 
 

@@ -17,7 +17,10 @@ from mpimomentum.reports.follow import Follower
 from mpimomentum.reports.progress import Progress, sparkline
 from mpimomentum.reports.run_directory import RunDirectory
 from mpimomentum.reports.watch import Watch
+from mpimomentum.runtime.checkpoint_config import Saving
+from mpimomentum.runtime.config import Output, TrainConfig
 from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.resuming import make_ready
 
 CONFIG = 'algorithm = "ad-psgd"\ntopology = "ring"\nmodel = "mlp"\ndata = "digits"\nsteps = 100\n'
 BEGINNING = {"ranks": 2, "workers": 2, "steps": 100, "duration_s": None, "samples_per_step": 16}
@@ -126,6 +129,21 @@ def test_the_merged_file_at_the_end_is_no_news(tmp_path):
     (run.path / "metrics.jsonl").write_text(lines([record(0, 1, 0.1)]))
     assert list(follower.new()) == []
     assert len(list(Follower(run).new())) == 1  # but all there is for one who comes now
+
+
+def test_a_run_that_has_ended_and_is_prolonged_is_followed(tmp_path):
+    path = begin(tmp_path / "r")
+    append(path, 0, lines([record(0, 1, 0.1)]))
+    (path / "metrics.jsonl").write_text(lines([record(0, 1, 0.1)]))
+    ended(path)()
+    config = TrainConfig(saving=Saving(resume="auto"), output=Output(out=path))
+    make_ready(path, config, path / "checkpoints" / "step-000001")
+    run = RunDirectory.open(path)
+    assert run.summary is None
+    follower = Follower(run)
+    assert list(follower.new()) == [record(0, 1, 0.1)]
+    append(path, 0, lines([record(0, 2, 0.2)]))
+    assert list(follower.new()) == [record(0, 2, 0.2)]
 
 
 def test_progress_is_what_the_records_say():
