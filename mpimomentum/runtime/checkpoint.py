@@ -139,6 +139,7 @@ class Checkpoints:
         self._listener: Any = None
         self._next: float = math.inf
         self._steps: list[int] = []  # of all ranks at the last checkpoint
+        self._ended = False  # no more, since ranks have died
 
     # -- before a run ------------------------------------------------------------------------------
 
@@ -282,8 +283,10 @@ class Checkpoints:
         if steps != self._steps and (stopping or self.every is not None):
             if here.all():
                 await self._save(w, state, steps)
-            elif w.rank == int(here.argmax()):
-                _log.warning(_NOT_WHOLE, self.last)
+            elif not self._ended:  # said once
+                self._ended = True
+                if w.rank == int(here.argmax()):
+                    _log.warning(_NOT_WHOLE, self.last)
         if stopping:
             said = enumerate(await exchanged(w, self._why(), _REASON_BYTES))
             came = (f"{why} came to rank {rank}" for rank, why in said if why)
