@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.trials import DRIFT, INEXACT, JOB, Trial, attempt, begun, drift, family, keeping
+from tests.crash.trials import (
+    DRIFT,
+    HUNG_S,
+    INEXACT,
+    JOB,
+    Trial,
+    attempt,
+    begun,
+    drift,
+    family,
+    keeping,
+)
 from tests.crash.trials import result as result_of
 from tests.launch import RunningJob, launch, start
 
@@ -97,6 +108,20 @@ def test_the_next_rank_writes_the_summary_if_the_first_dies_at_that(tmp_path: Pa
     assert [failure["rank"] for failure in summary["failures"]] == [0]
     assert summary["updates_per_rank"] == [5, 5]  # it died after the run
     assert summary["records_lost"] == 0
+
+
+def test_who_is_condemned_ends_though_who_condemned_it_died_before_ending_it(
+    tmp_path: Path,
+) -> None:
+    done = launch(
+        3,
+        *(JOB, "d-psgd", "20", "continue", str(HUNG_S), "condemning"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+    )
+    assert done.returncode == 0, done.output
+    causes = {f["rank"]: f["cause"] for f in result_of(done.output)["failures"]}
+    assert causes == {0: "ended", 1: "hung"}
 
 
 @pytest.mark.parametrize("place", ["leaving", "closed"])

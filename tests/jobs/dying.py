@@ -14,6 +14,7 @@ applying    some chunks of its own inbox are applied
 applied     all are, its word says not yet
 both        some chunks are exchanged with rank 2, which it has just killed; then those who live try
             another run
+condemning  it only stops; rank 0 condemns it, and is killed before it has killed it
 stalled     nothing dies: one gradient of rank 1 takes 20 s
 leaving     the run is over, and it is about to free its windows
 closed      it has closed its worker, and its program is about to end
@@ -33,6 +34,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.codecs import mix
+from mpimomentum.transport.liveness import CONDEMNED
 from mpimomentum.transport.segment import Segment
 from mpimomentum.transport.window import InboxWindow
 
@@ -107,6 +109,15 @@ def die_with(w: Any, rank: int) -> None:
     InboxWindow.average, mix.exchange = noted, counted
 
 
+def condemn(w: Any, rank: int) -> None:
+    """Stop `rank`; rank 0 condemns it, and dies."""
+    if w.rank == rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        w._liveness.board.compare_and_swap(rank, 0, w.rank + 1, CONDEMNED)
+        die()
+
+
 def arrange(place: str, w: Any) -> None:
     """Have this rank die at `place`."""
     if place == "claimed":
@@ -178,6 +189,8 @@ def main(name: str, steps: int, on_failure: Any, timeout_s: float, place: str = 
     def observe(worker: Any, state: Any) -> None:
         if w.step == 5:
             say(f"training {w.rank}")
+            if place == "condemning" and w.rank < 2:
+                condemn(w, 1)
 
     run = mm.run(ALGORITHMS[name], lambda r, n: objectives[r], steps, worker=w, observe=observe)
     updates = run.updates.tolist()
