@@ -413,7 +413,7 @@ SAVING = [
     ),
     Row(
         "train --on-failure continue --algorithm gradient-tracking",
-        ("the sum of its trackers would keep the dead rank's gradients",),
+        ("gradient-tracking", "the sum of its trackers would keep the dead rank's gradients"),
     ),
     Row(
         "train --on-failure continue --variant paired",

@@ -16,11 +16,15 @@ from mpimomentum.worker import Vector
 class PublishBeforeWrite(InboxWindow):
     """The owner may apply what is not there yet."""
 
-    def _exchange_direct(self, peer: int) -> None:
-        claim = self._memory.word(peer)
-        self._early = self._publish(peer, claim, Word.FULL_AVERAGE)
+    def _claim_both(self, peer: int) -> int | None:
+        claim = super()._claim_both(peer)
+        self._claimed = peer, claim
+        return claim
+
+    def _exchange_direct(self, x_peer: Vector, inbox_peer: Vector) -> bool:
+        self._early = self._publish(*self._claimed, Word.FULL_AVERAGE)
         os.sched_yield()
-        super()._exchange_direct(peer)
+        return super()._exchange_direct(x_peer, inbox_peer)
 
     def _publish_average(self, peer: int, claim: int) -> bool:
         self._free_own(claim)
@@ -52,7 +56,7 @@ class OwnWordNotClaimed(InboxWindow):
 class LocalAddBesideAccumulate(AccumulateWindow):
     """Plain stores of the owner lose the sums that land meanwhile."""
 
-    def __init__(self, env: Any, engine: Any, name: str, x0: Vector) -> None:
+    def __init__(self, env: Any, engine: Any, name: str, x0: Vector, guard: Any) -> None:
         super().__init__(env, name, x0)
         self._plain = torch.frombuffer(self._sums.tomemory(), dtype=x0.dtype)[: self.dim]
 

@@ -20,6 +20,7 @@ import mpimomentum as mm
 from mpimomentum.transport import worker as mpi_worker
 from mpimomentum.transport.segment import MIXES
 from mpimomentum.transport.window import InboxWindow, Word
+from mpimomentum.worker import Vector
 
 
 class Meeting(InboxWindow):
@@ -40,9 +41,9 @@ class Meeting(InboxWindow):
         self.meet()
         return claim
 
-    def _exchange_direct(self, peer: int) -> None:
+    def _exchange_direct(self, x_peer: Vector, inbox_peer: Vector) -> bool:
         self.all_met(1)
-        super()._exchange_direct(peer)
+        return super()._exchange_direct(x_peer, inbox_peer)
 
 
 class Swap(Meeting):
@@ -57,8 +58,8 @@ class Swap(Meeting):
             self.meet()
         return claim if got else None
 
-    def _exchange_direct(self, peer: int) -> None:
-        x, (x_peer, inbox_peer) = self._segment.x, self._segment.peer(peer)
+    def _exchange_direct(self, x_peer: Vector, inbox_peer: Vector) -> bool:
+        x = self._segment.x
         self.all_met(1)
         difference = x - x_peer
         self.meet()
@@ -66,6 +67,7 @@ class Swap(Meeting):
         for piece in self._segment.writing(MIXES):
             x[piece].sub_(difference[piece], alpha=0.5)
         inbox_peer.copy_(difference)
+        return True
 
 
 async def lockstep(w: mpi_worker.MPIWorker, rounds: int) -> dict[str, float]:

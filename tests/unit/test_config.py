@@ -117,6 +117,7 @@ def test_toml_holds_all_that_was_resolved_and_nothing_that_ties_it_to_one_run():
         "keep": 2,
         "seed": 0,
         "non_finite": "abort",
+        "on_failure": "abort",
     }
 
 
