@@ -68,7 +68,7 @@ def names(out: Path) -> list[str]:
 def results(out: Path) -> tuple[Any, Any, bytes]:
     """What is in a run directory but for what depends on time."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    records = [{k: v for k, v in r.items() if k != "time_s"} for r in lines]
+    records = [{k: v for k, v in r.items() if k != "bytes" and k[-2:] != "_s"} for r in lines]
     records.sort(key=lambda r: (r["rank"], r["step"], "loss" in r))
     summary = json.loads((out / "summary.json").read_text())
     kept = ("train_loss", "test_accuracy", "updates_per_rank", "staleness", "peers", "records_lost")
