@@ -31,8 +31,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mbmi2"],
     }
 # Compiled once for each of them.
-CPU_KERNELS = ("sign.cpp", "error_feedback.cpp", "vote.cpp", "mix.cpp")
-CUDA_KERNELS = ("sign.cu", "feedback.cu", "rows.cu", "mix.cu")
+CPU_KERNELS = ("sign.cpp", "error_feedback.cpp", "vote.cpp", "mix.cpp", "wire.cpp")
+CUDA_KERNELS = ("sign.cu", "feedback.cu", "rows.cu", "mix.cu", "wire.cu")
 EMULATION = [
     *("-x", "c++", f"-I{HERE / 'tests' / 'cuda_on_cpu'}", "-fno-strict-aliasing"),
     *("-Wno-unknown-pragmas", "-Wno-uninitialized"),
@@ -107,7 +107,7 @@ class Build(build_ext):
         ]
         jobs.append((self.compile_nanobind, "nb_combined.cpp", "nanobind", []))
         if nvcc:
-            sources = ("cuda_device.cu", *CUDA_KERNELS)
+            sources = ("cuda_device.cu", "cuda_memory.cu", *CUDA_KERNELS)
             jobs += [(self.compile_cuda, name, "cuda", [str(nvcc)]) for name in sources]
         if emulate:
             jobs += [(self.compile, name, "emulated", EMULATION) for name in CUDA_KERNELS]

@@ -125,6 +125,10 @@ std::string place(int device) {
   return device == kCpu ? "the CPU" : "cuda:" + std::to_string(device);
 }
 
+constexpr char kNoCuda[] =
+    ", and this build has no CUDA kernels: install where nvcc is, with MPIMOMENTUM_CUDA=1, or move "
+    "the arrays to the CPU";
+
 std::int64_t item_size(DType dtype) { return named(dtype).itemsize; }
 
 template <typename T>
@@ -231,6 +235,8 @@ Array Call::read(const char* name, nb::handle object, DTypes wanted, Use use, bo
     found = read_buffer(name, object, use, matrix);
   } else if (nb::hasattr(object, "__cuda_array_interface__")) {
     found = read_cuda_interface(name, object, use, matrix);
+  } else if (torch != nullptr && nb::hasattr(object, "__dlpack__")) {
+    found = read_dlpack(name, object, use, matrix);
   } else {
     refuse_type(std::string(name) + " must be a numpy, torch or cupy array, got " + kind(object));
   }
@@ -322,22 +328,68 @@ Array Call::read_cuda_interface(const char* name, nb::handle object, Use use, bo
   if (use != Use::kRead && nb::cast<bool>(data[1])) {
     refuse_value(std::string(name) + " is read-only, and is written here: give a copy");
   }
-  Array found{name, reinterpret_cast<void*>(nb::cast<std::intptr_t>(data[0])), 1,
-              from_typestr(nb::cast<std::string>(interface["typestr"])),
-              nb::cast<int>(object.attr("device").attr("id"))};
-  std::vector<std::int64_t> shape, stride;
+  if (interface.contains("mask") && !interface["mask"].is_none()) {
+    refuse_value(std::string(name) + " is masked: give the values alone");
+  }
+  const std::string typestr = text(interface["typestr"]);
+  Array found{name, reinterpret_cast<void*>(nb::cast<std::uintptr_t>(data[0])), 1,
+              from_typestr(typestr), kCpu};
+  std::vector<std::int64_t> shape, stride;  // stride: in bytes
   for (const nb::handle extent : nb::tuple(interface["shape"])) {
     shape.push_back(nb::cast<std::int64_t>(extent));
     found.size *= shape.back();
   }
-  const nb::object strides = nb::getattr(object, "strides");  // in bytes, of every cupy array
-  for (const nb::handle s : nb::tuple(strides)) stride.push_back(nb::cast<std::int64_t>(s));
+  found.scalar = shape.empty();
+  std::int64_t contiguous = typestr.size() > 2 ? std::stoll(typestr.substr(2)) : 1;
+  const bool given = interface.contains("strides") && !interface["strides"].is_none();
+  bool is_contiguous = true;
+  stride.resize(shape.size());
+  for (std::size_t i = shape.size(); i-- > 0;) {
+    stride[i] = given ? nb::cast<std::int64_t>(nb::tuple(interface["strides"])[i]) : contiguous;
+    is_contiguous = is_contiguous && (shape[i] <= 1 || stride[i] == contiguous);
+    contiguous *= shape[i];
+  }
   if (matrix) {
     if (shape.size() != 2) refuse_value(std::string(name) + " must be (k, m), one row a voter");
     set_rows(found, shape[0], shape[1], stride[0], stride[1]);
-  } else if (!nb::cast<bool>(object.attr("flags").attr("c_contiguous"))) {
+  } else if (!is_contiguous && found.size > 0) {
     refuse_value(std::string(name) + " is not contiguous: give a copy");
   }
+  if (interface.contains("stream")) add_producer(name, interface["stream"]);
+#ifdef MM_CUDA
+  found.device = cuda::device_of(found.data);
+#else
+  refuse_value(std::string(name) + " is on a GPU" + kNoCuda);
+#endif
+  return found;
+}
+
+void Call::add_producer(const char* name, nb::handle stream) {
+  if (stream.is_none()) return;  // its producer has waited, or says that nobody need
+  const auto number = nb::cast<std::intptr_t>(stream);
+  if (number == 0) {
+    refuse_value(std::string(name) +
+                 " names stream 0, which may be one of two: the interface wants 1 or 2");
+  }
+  const auto other = reinterpret_cast<Stream>(number);  // 1 and 2 are CUDA's names for those two
+  if (std::find(others_.begin(), others_.end(), other) == others_.end()) others_.push_back(other);
+}
+
+Array Call::read_dlpack(const char* name, nb::handle object, Use use, bool matrix) {
+  nb::object tensor;
+  try {
+    tensor = nb::module_::import_("torch").attr("from_dlpack")(object);
+  } catch (const nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    refuse_value(std::string(name) + " cannot be taken over by DLPack: " + text(error.value()));
+  }
+  const Array found = read_tensor(name, tensor, matrix);
+  if (found.device != kCpu && use != Use::kRead) {
+    refuse_value(std::string(name) +
+                 " is written here, and by DLPack alone nobody learns on which stream that must be "
+                 "waited for: give an array with __cuda_array_interface__");
+  }
+  imported_.push_back(tensor);
   return found;
 }
 
@@ -372,9 +424,7 @@ const Implementation& Call::begin() {
   if (device_ == kCpu) return cpu();
   const Implementation* kernels = cuda_or_null();
   if (kernels == nullptr) {
-    refuse_value(std::string(given_.begin()->name) + " is on " + place(device_) +
-                 ", and this build has no CUDA kernels: install where nvcc is, with "
-                 "MPIMOMENTUM_CUDA=1, or move the arrays to the CPU");
+    refuse_value(std::string(given_.begin()->name) + " is on " + place(device_) + kNoCuda);
   }
   find_stream();
   return *kernels;
@@ -399,14 +449,24 @@ void Call::find_stream() {
   if (torch_) {
     const nb::object cuda = nb::module_::import_("torch").attr("cuda");
     stream = cuda.attr("current_stream")(device_).attr("cuda_stream");
-  } else {
-    stream =
-        nb::module_::import_("cupy").attr("cuda").attr("get_current_stream")(device_).attr("ptr");
+  } else if (const nb::dict modules = nb::module_::import_("sys").attr("modules");
+             modules.contains("cupy")) {
+    const nb::object cuda = modules["cupy"].attr("cuda");
+    stream = cuda.attr("get_current_stream")(device_).attr("ptr");
+  } else {  // of another library: the stream that it names, or the default one
+    stream = nb::int_(others_.empty() ? 0 : reinterpret_cast<std::intptr_t>(others_.front()));
   }
   stream_ = reinterpret_cast<Stream>(nb::cast<std::intptr_t>(stream));
+  // CUDA has two names for the default stream
+  const auto same = [&](Stream other) {
+    return other == stream_ || (stream_ == nullptr && other == reinterpret_cast<Stream>(1));
+  };
+  others_.erase(std::remove_if(others_.begin(), others_.end(), same), others_.end());
 }
 
 #ifdef MM_CUDA
+void Call::order(Stream first, Stream then) { cuda::order(first, then); }
+
 Call::OnDevice::OnDevice(int device) {
   if (device != kCpu) before_ = cuda::set_device(device);
 }
@@ -419,6 +479,7 @@ Call::OnDevice::~OnDevice() {
   }
 }
 #else
+void Call::order(Stream, Stream) {}
 Call::OnDevice::OnDevice(int) {}
 Call::OnDevice::~OnDevice() {}
 #endif

@@ -1,6 +1,10 @@
 // The arrays that a Python caller gives, checked: numpy by the buffer protocol, torch tensors by
-// their attributes (a tenth of the cost of DLPack), cupy by __cuda_array_interface__. Every refusal
-// says what was given and what is wanted.
+// their attributes (a tenth of the cost of DLPack), cupy and others by __cuda_array_interface__, or
+// else by DLPack. Every refusal says what was given and what is wanted.
+//
+// On CUDA the work is queued on the caller's stream: torch's current one if there is a tensor, else
+// cupy's. An array whose interface names another stream is waited for, and that stream waits for
+// what was done with it; nobody else does.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -104,7 +108,9 @@ class Call {
     const Implementation& implementation = begin();
     const OnDevice on_device(device_);
     nanobind::gil_scoped_release without_gil;
+    for (const Stream other : others_) order(other, stream_);
     kernel(implementation, stream_);
+    for (const Stream other : others_) order(stream_, other);
   }
 
   [[noreturn]] void refuse_value(const std::string& problem) const;
@@ -135,18 +141,23 @@ class Call {
   Array read_buffer(const char* name, nanobind::handle object, Use use, bool matrix);
   Array read_tensor(const char* name, nanobind::handle object, bool matrix);
   Array read_cuda_interface(const char* name, nanobind::handle object, Use use, bool matrix);
+  Array read_dlpack(const char* name, nanobind::handle object, Use use, bool matrix);
   void check_size(const Array& array, std::int64_t size) const;
   void set_rows(Array& rows, std::int64_t k, std::int64_t m, std::int64_t row, std::int64_t item);
   void keep(const Array& array, Use use);
   const Implementation& begin();
   void check_overlaps() const;
   void find_stream();
+  void add_producer(const char* name, nanobind::handle stream);
+  static void order(Stream first, Stream then);  // `then` waits for what is queued on `first`
 
   const char* function_;
   int device_ = kCpu;
   Stream stream_ = nullptr;
   bool torch_ = false;  // whose current stream it is on CUDA; else cupy's
   Few<Given> given_;
+  std::vector<Stream> others_;  // of arrays whose interface names one that is not stream_
+  std::vector<nanobind::object> imported_;  // tensors over arrays that came by DLPack
   Few<Py_buffer> buffers_;
 };
 

@@ -1,4 +1,4 @@
-// The Python module mpimomentum.codecs._csrc: what codecs/sign.py and codecs/mix.py call. Each
+// The Python module mpimomentum.codecs._csrc: what codecs/sign.py, mix.py and wire.py call. Each
 // function reads its arguments and runs its kernel; codecs/fallback.py has the same functions.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -6,6 +6,11 @@
 
 #include "arguments.h"
 #include "atomics.h"
+#ifdef MM_CUDA
+#include <nanobind/ndarray.h>
+
+#include "cuda_memory.h"
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -209,6 +214,22 @@ std::int64_t exchange_finite(nb::handle x_, nb::handle y_, nb::handle delta_) {
   return done;
 }
 
+void exchange_where_finite(nb::handle x_, nb::handle y_, nb::handle delta_, nb::handle found_) {
+  Call call("mm.mix.exchange_where_finite");
+  const Array x = call.array("x", x_, kFloats, Use::kWrite);
+  const Array y = call.array("y", y_, {x.dtype}, Use::kRead, x.size);
+  const Array delta = call.array("delta", delta_, {x.dtype}, Use::kWrite, x.size);
+  const Array found = call.array("found", found_, {DType::u8}, Use::kWrite, 1);
+  with_type(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    call.run([&](const Implementation& kernels, Stream stream) {
+      of(kernels, t)
+          .exchange_where_finite(x.as<T>(), y.as<const T>(), x.size, delta.as<T>(),
+                                 found.as<std::uint8_t>(), stream);
+    });
+  });
+}
+
 void mix(nb::handle rows_, nb::handle weights_, nb::handle out_) {
   Call call("mm.mix.mix");
   const Array out = call.array("out", out_, kFloats, Use::kWriteMaybeInPlace);
@@ -267,6 +288,66 @@ void server_step(nb::handle x_, nb::handle v_, nb::handle u_, double mu) {
   });
 }
 
+Format format_of(const Call& call, const std::string& name) {
+  if (name == "bf16") return Format::bf16;
+  if (name == "int8") return Format::int8;
+  if (name == "sign") return Format::sign;
+  call.refuse_value("format must be 'bf16', 'int8' or 'sign', got '" + name + "'");
+}
+
+std::int64_t wire_bytes(Format format, std::int64_t n) {
+  if (format == Format::bf16) return 2 * n;
+  return 4 * wire_chunks(n) + (format == Format::int8 ? n : bytes_for(n));
+}
+
+Array wire_array(Call& call, const char* name, nb::handle object, Use use, std::int64_t bytes) {
+  const Array wire = call.array(name, object, {DType::u8}, use, bytes);
+  if (bytes > 0 && reinterpret_cast<std::uintptr_t>(wire.data) % 4 != 0) {
+    call.refuse_value(std::string(name) + " must begin at a multiple of 4 bytes: give a copy");
+  }
+  return wire;
+}
+
+void wire_encode(const std::string& format_, nb::handle x_, nb::handle memory_, bool differs,
+                 nb::handle out_) {
+  Call call("mm.wire.encode");
+  const Format format = format_of(call, format_);
+  const Array x = call.array("x", x_, kFloats);
+  Memory kind = Memory::none;
+  Array memory{};
+  if (!memory_.is_none()) {
+    kind = differs ? Memory::replica : Memory::error;
+    memory = call.array(differs ? "replica" : "error", memory_, {x.dtype}, Use::kWrite, x.size);
+  }
+  const Array out = wire_array(call, "out", out_, Use::kWrite, wire_bytes(format, x.size));
+  with_type(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    call.run([&](const Implementation& kernels, Stream stream) {
+      of(kernels, t)
+          .wire_encode(format, kind, x.as<const T>(), memory.as<T>(), x.size, out.as<Bits>(),
+                       stream);
+    });
+  });
+}
+
+void wire_decode(const std::string& format_, nb::handle wire_, nb::handle factor_,
+                 nb::handle out_) {
+  Call call("mm.wire.decode");
+  const Format format = format_of(call, format_);
+  const Array out = call.array("out", out_, kFloats, Use::kWrite);
+  const Array wire = wire_array(call, "wire", wire_, Use::kRead, wire_bytes(format, out.size));
+  const bool adds = !factor_.is_none();
+  const double factor = adds ? nb::cast<double>(factor_) : 1.0;
+  with_type(out.dtype, [&](auto t) {
+    using T = decltype(t);
+    call.run([&](const Implementation& kernels, Stream stream) {
+      of(kernels, t)
+          .wire_decode(format, wire.as<const Bits>(), out.size, adds, static_cast<T>(factor),
+                       out.as<T>(), stream);
+    });
+  });
+}
+
 }  // namespace
 }  // namespace mm
 
@@ -284,14 +365,51 @@ NB_MODULE(_csrc, m) {
   m.def("average", &mm::average, "x"_a, "y"_a, "out"_a);
   m.def("exchange", &mm::exchange, "x"_a, "y"_a, "delta"_a);
   m.def("exchange_finite", &mm::exchange_finite, "x"_a, "y"_a, "delta"_a);
+  m.def("exchange_where_finite", &mm::exchange_where_finite, "x"_a, "y"_a, "delta"_a, "found"_a);
   m.def("mix", &mm::mix, "rows"_a, "weights"_a, "out"_a);
   m.def("heavy_ball", &mm::heavy_ball, "x"_a, "m"_a, "g"_a, "lr"_a, "mu"_a);
   m.def("server_step", &mm::server_step, "x"_a, "v"_a, "u"_a, "mu"_a);
+  m.def("wire_encode", &mm::wire_encode, "format"_a, "x"_a, "memory"_a.none(), "differs"_a,
+        "out"_a);
+  m.def("wire_decode", &mm::wire_decode, "format"_a, "wire"_a, "factor"_a.none(), "out"_a);
 
   m.def("atomic_load", &mm::atomic_load, "address"_a);
   m.def("atomic_compare_and_swap", &mm::atomic_compare_and_swap, "address"_a, "expected"_a,
         "desired"_a);
   m.def("atomic_fetch_add", &mm::atomic_fetch_add, "address"_a, "k"_a);
+
+#ifdef MM_CUDA
+  const auto without_gil = nb::call_guard<nb::gil_scoped_release>();
+  m.def("device_allocate", &mm::cuda::allocate, "device"_a, "bytes"_a, without_gil);
+  m.def("device_free", &mm::cuda::free, "device"_a, "address"_a, without_gil);
+  m.def("device_close", &mm::cuda::ipc_close, "device"_a, "address"_a, without_gil);
+  m.def("host_register", &mm::cuda::host_register, "device"_a, "address"_a, "bytes"_a, without_gil);
+  m.def("host_unregister", &mm::cuda::host_unregister, "device"_a, "address"_a, without_gil);
+  m.def(
+      "device_handle",
+      [](int device, std::uintptr_t address) {
+        const std::string handle = mm::cuda::ipc_handle(device, address);
+        return nb::bytes(handle.data(), handle.size());
+      },
+      "device"_a, "address"_a);
+  m.def(
+      "device_open",
+      [](int device, nb::bytes handle) {
+        return mm::cuda::ipc_open(device, std::string(handle.c_str(), handle.size()));
+      },
+      "device"_a, "handle"_a);
+  // A tensor of the device that is to work on it: torch would ask CUDA where the memory is, and for
+  // a peer's that is another. -1: of the CPU.
+  m.def(
+      "device_tensor",
+      [](int device, std::uintptr_t address, std::size_t bytes) {
+        const int kind = device < 0 ? nb::device::cpu::value : nb::device::cuda::value;
+        return nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<1>>(
+            reinterpret_cast<void*>(address), {bytes}, nb::handle(), {}, nb::dtype<std::uint8_t>(),
+            kind, device < 0 ? 0 : device);
+      },
+      nb::rv_policy::reference, "device"_a, "address"_a, "bytes"_a);
+#endif
 
   m.def("cuda", [] { return mm::cuda_or_null() != nullptr; });
   m.def("instruction_set", [] { return std::string(mm::cpu().name); });

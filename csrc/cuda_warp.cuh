@@ -2,7 +2,8 @@
 // kernel that all elementwise operations run in.
 //
 // No operation is contracted to a fused multiply-add, flushes denormals or rounds otherwise than
-// to nearest: -fmad=false --ftz=false, and there is no division. So `a * b + c` rounds twice.
+// to nearest: -fmad=false --ftz=false --prec-div=true, nvcc's defaults but the first. So
+// `a * b + c` rounds twice.
 #pragma once
 
 #include "cuda_launch.cuh"

@@ -26,6 +26,7 @@ Implementation cuda_kernels(const char* name) {
   kernels.name = name;
   cuda::fill_sign(kernels);
   cuda::fill_mix(kernels);
+  cuda::fill_wire(kernels);
   return kernels;
 }
 #endif
@@ -44,6 +45,7 @@ const std::vector<Implementation>& runnable() {
     isa::fill_error_feedback(kernels); \
     isa::fill_vote(kernels);           \
     isa::fill_mix(kernels);            \
+    isa::fill_wire(kernels);           \
     found.push_back(kernels);          \
   }
     MM_INSTRUCTION_SETS(MM_ADD)

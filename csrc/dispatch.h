@@ -14,22 +14,24 @@
 
 namespace mm {
 
-// Defined by sign.cpp, error_feedback.cpp, vote.cpp and mix.cpp, which are compiled once for each
-// instruction set; each fills its part of the table.
+// Defined by sign.cpp, error_feedback.cpp, vote.cpp, mix.cpp and wire.cpp, which are compiled once
+// for each instruction set; each fills its part of the table.
 #define MM_DECLARE(isa)                      \
   namespace isa {                            \
   void fill_sign(Implementation&);           \
   void fill_error_feedback(Implementation&); \
   void fill_vote(Implementation&);           \
   void fill_mix(Implementation&);            \
+  void fill_wire(Implementation&);           \
   }
 MM_INSTRUCTION_SETS(MM_DECLARE)
 #undef MM_DECLARE
 
 #if defined(MM_CUDA) || defined(MM_CUDA_EMULATED)
-namespace cuda {  // sign.cu and mix.cu; need no driver
+namespace cuda {  // sign.cu, mix.cu and wire.cu; need no driver
 void fill_sign(Implementation&);
 void fill_mix(Implementation&);
+void fill_wire(Implementation&);
 }  // namespace cuda
 #endif
 

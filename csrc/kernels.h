@@ -1,6 +1,6 @@
 // What every implementation of the kernels provides: the tables for the CPU's instruction sets
-// (sign.cpp, error_feedback.cpp, vote.cpp, mix.cpp, compiled once for each) and the one for CUDA
-// (sign.cu, mix.cu).
+// (sign.cpp, error_feedback.cpp, vote.cpp, mix.cpp, wire.cpp, compiled once for each) and the one
+// for CUDA (sign.cu, mix.cu, wire.cu).
 //
 // The same operation gives the same bits everywhere: every rounding is written out here, nothing is
 // contracted to fused multiply-adds, sums are in a fixed order. The oracle is codecs/reference.py.
@@ -37,6 +37,19 @@ constexpr std::int64_t kLookedAt = 2048;
 constexpr std::int64_t kLanes = 64;
 constexpr std::int64_t kBlock = 512;
 constexpr std::int64_t kSuperblock = 1024 * kBlock;
+
+// How a vector is written for a slow link; codecs/wire.py says the layouts. Chunks of int8 and sign
+// have a scale each, all of which come first.
+enum class Format { bf16, int8, sign };
+constexpr std::int64_t kWireChunk = 2048;
+constexpr std::int64_t wire_chunks(std::int64_t n) { return (n + kWireChunk - 1) / kWireChunk; }
+
+// A chunk of int8 whose largest magnitude is smaller is written as zeros, whose reciprocals exist.
+constexpr float kWireLeast = 0x1p-100f;
+
+// What an encoder goes on from, and changes: nothing; the error that earlier ones left; or the
+// replica of x that those hold who decode and add up what was sent.
+enum class Memory { none, error, replica };
 
 template <typename T>  // float, double
 struct Kernels {
@@ -82,6 +95,9 @@ struct Kernels {
   // finite: of that block nothing comes into x. Returns how many elements were exchanged: n, or
   // where that block begins. On the CPU only; CUDA has none.
   std::int64_t (*exchange_finite)(T* x, const T* y, std::int64_t n, T* delta);
+  // exchange, but x stays as it was where delta is not finite; *found = 1 if that is anywhere.
+  void (*exchange_where_finite)(T* x, const T* y, std::int64_t n, T* delta, std::uint8_t* found,
+                                Stream);
 
   // out = ((w_0 x_0) + (w_1 x_1)) + ...; out may be one of the rows. The arrays of k pointers and
   // weights are in the CPU's memory in any case, and not used after the call.
@@ -93,6 +109,22 @@ struct Kernels {
 
   // v = (mu * v) - u; x = x + v. A parameter server's step; u is lr times a gradient.
   void (*server_step)(T* x, T* v, const T* u, std::int64_t n, T mu, Stream);
+
+  // p = x, x + memory (error) or x - memory (replica); out = p in the format, aligned to 4; y is
+  // what that decodes to. Then memory = p - y (error) or memory + y (replica).
+  //
+  // bf16: the float32 nearest to p, rounded to 16 bits, to nearest even; NaN is 0x7fc0.
+  // int8: scale = float32(max |p| / 127) of the chunk, 0 where that max is below kWireLeast;
+  //       q = p * (1 / scale) rounded to nearest even; y = scale * q.
+  // sign: scale = float32(sum / count), the sum of |p| over the chunk in ef's order of lanes, with
+  //       a chunk for a block; bits as pack's; y = scale * s(p).
+  // Where a number of a chunk of int8 or sign is not finite, or its scale would not be, the scale
+  // is NaN (0x7fc00000), the rest of the chunk 0, and memory and y are NaN.
+  void (*wire_encode)(Format, Memory, const T* x, T* memory, std::int64_t n, Bits* out, Stream);
+
+  // out = y, or with adds out = out + (factor * y)
+  void (*wire_decode)(Format, const Bits* wire, std::int64_t n, bool adds, T factor, T* out,
+                      Stream);
 };
 
 // What does not depend on a type of float, and 16-bit floats, of which only the sign is asked.

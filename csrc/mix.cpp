@@ -102,6 +102,19 @@ std::int64_t exchange_finite(T* x, const T* y, std::int64_t n, T* delta) {
 }
 
 template <typename T>
+void exchange_where_finite(T* x, const T* y, std::int64_t n, T* delta, std::uint8_t* found,
+                           Stream) {
+  bool bad = false;
+  for (std::int64_t i = 0; i < n; ++i) {
+    delta[i] = x[i] - y[i];
+    const bool finite = delta[i] - delta[i] == 0;
+    x[i] = finite ? x[i] - T(0.5) * delta[i] : x[i];
+    bad |= !finite;
+  }
+  if (bad) *found = 1;
+}
+
+template <typename T>
 void mix(const T* const* rows, const T* weights, std::int64_t k, std::int64_t n, T* out, Stream) {
   bool streamed = too_long_for_caches<T>(n);
   for (std::int64_t j = 0; j < k; ++j) streamed = streamed && rows[j] != out;
@@ -171,6 +184,7 @@ Kernels<T> with_mixing(Kernels<T> kernels) {
   kernels.average = average<T>;
   kernels.exchange = exchange<T>;
   kernels.exchange_finite = exchange_finite<T>;
+  kernels.exchange_where_finite = exchange_where_finite<T>;
   kernels.mix = mix<T>;
   kernels.heavy_ball = heavy_ball<T>;
   kernels.server_step = server_step<T>;

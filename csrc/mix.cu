@@ -65,6 +65,43 @@ struct Exchange {
   }
 };
 
+// Nothing is read of what it finds before it is over: one pass, and x is nowhere lost.
+template <typename T>
+struct ExchangeWhereFinite {
+  using Element = T;
+  static constexpr int kChunks = 4;
+  static constexpr bool kPacks = false;
+  template <int V>
+  struct Loaded {
+    Vec<T, V> x, y;
+  };
+
+  T* x;
+  const T* y;
+  T* delta;
+  std::uint8_t* found;
+
+  template <int V>
+  __device__ Loaded<V> load(std::int64_t i) const {
+    return {cuda::load<V>(x + i), cuda::load<V>(y + i)};
+  }
+  template <int V>
+  __device__ unsigned run(std::int64_t i, Loaded<V> at) const {
+    bool bad = false;
+#pragma unroll
+    for (int c = 0; c < V; ++c) {
+      at.y[c] = at.x[c] - at.y[c];
+      const bool finite = at.y[c] - at.y[c] == T(0);
+      at.x[c] = finite ? at.x[c] - T(0.5) * at.y[c] : at.x[c];
+      bad |= !finite;
+    }
+    store<V>(delta + i, at.y);
+    store<V>(x + i, at.x);
+    if (bad) *found = 1;  // whoever comes last: all write the same
+    return 0;
+  }
+};
+
 // Rows of one launch: they travel with its arguments.
 constexpr int kRows = 64;
 
@@ -191,6 +228,14 @@ void exchange(T* x, const T* y, std::int64_t n, T* delta, Stream stream) {
 }
 
 template <typename T>
+void exchange_where_finite(T* x, const T* y, std::int64_t n, T* delta, std::uint8_t* found,
+                           Stream stream) {
+  const bool wide = aligned_to(16, x, y, delta);
+  const ExchangeWhereFinite<T> op{x, y, delta, found};
+  launch_map("exchange_where_finite", op, n, wide, nullptr, stream);
+}
+
+template <typename T>
 void mix(const T* const* rows, const T* weights, std::int64_t k, std::int64_t n, T* out,
          Stream stream) {
   if (n == 0) return;
@@ -234,6 +279,7 @@ template <typename T>
 void fill(Kernels<T>& kernels) {
   kernels.average = average<T>;
   kernels.exchange = exchange<T>;
+  kernels.exchange_where_finite = exchange_where_finite<T>;
   kernels.mix = mix<T>;
   kernels.heavy_ball = heavy_ball<T>;
   kernels.server_step = server_step<T>;

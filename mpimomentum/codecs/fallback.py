@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpimomentum.codecs import reference
-from mpimomentum.codecs.arrays import Array
+from mpimomentum.codecs import reference, wire_reference
+from mpimomentum.codecs.arrays import Array, as_tensor
 
 _FLOATS = (torch.float32, torch.float64)
 _ANY_FLOATS = (*_FLOATS, torch.float16, torch.bfloat16)
@@ -102,6 +102,13 @@ def exchange_finite(x: Array, y: Array, delta: Array) -> int:
     return reference.exchange_finite(v, _like("y", y, v), _like("delta", delta, v, written=True))
 
 
+def exchange_where_finite(x: Array, y: Array, delta: Array, found: Array) -> None:
+    v = _tensor("x", x, _FLOATS, written=True)
+    difference = _like("delta", delta, v, written=True)
+    flag = _tensor("found", found, (torch.uint8,), written=True)
+    reference.exchange_where_finite(v, _like("y", y, v), difference, flag)
+
+
 def mix(rows: Sequence[Array], weights: Sequence[float], out: Array) -> None:
     total = _tensor("out", out, _FLOATS, written=True)
     if not len(rows) or len(rows) != len(weights):
@@ -118,6 +125,18 @@ def heavy_ball(x: Array, m: Array, g: Array, lr: Any, mu: float) -> None:
 def server_step(x: Array, v: Array, u: Array, mu: float) -> None:
     iterate = _tensor("x", x, _FLOATS, written=True)
     reference.server_step(iterate, _like("v", v, iterate, written=True), _like("u", u, iterate), mu)
+
+
+def wire_encode(format: str, x: Array, memory: Array | None, differs: bool, out: Array) -> None:
+    v = _tensor("x", x, _FLOATS)
+    name = "replica" if differs else "error"
+    kept = None if memory is None else _like(name, memory, v, written=True)
+    wire_reference.encode(format, v, kept, differs, _wire("out", format, out, v, written=True))
+
+
+def wire_decode(format: str, wire: Array, factor: float | None, out: Array) -> None:
+    v = _tensor("out", out, _FLOATS, written=True)
+    wire_reference.decode(format, _wire("wire", format, wire, v), factor, v)
 
 
 def _tensor(
@@ -146,8 +165,8 @@ def _tensor(
             raise ValueError(f"{name} requires grad, and nothing here does: give {name}.detach()")
         if not x.is_contiguous():
             raise ValueError(f"{name} is not contiguous (strides {x.stride()}): give a copy")
-    elif hasattr(x, "__cuda_array_interface__"):
-        tensor = torch.as_tensor(x, device="cuda")
+    elif hasattr(x, "__cuda_array_interface__") or hasattr(x, "__dlpack__"):
+        tensor = as_tensor(x)
     else:
         raise TypeError(f"{name} must be a numpy, torch or cupy array, got {type(x).__name__}")
     if tensor.dtype not in dtypes:
@@ -166,6 +185,18 @@ def _like(
 
 def _bits(name: str, bits: Array, n: int, *, written: bool = False) -> Tensor:
     return _tensor(name, bits, (torch.uint8,), -(-n // 8), written=written)
+
+
+def _wire(name: str, format: str, wire: Array, like: Tensor, *, written: bool = False) -> Tensor:
+    n, chunks = like.numel(), -(-like.numel() // wire_reference.CHUNK)
+    sizes = {"bf16": 2 * n, "int8": 4 * chunks + n, "sign": 4 * chunks - (-n // 8)}
+    if format not in sizes:
+        raise ValueError(f"format must be 'bf16', 'int8' or 'sign', got {format!r}")
+    found = _tensor(name, wire, (torch.uint8,), sizes[format], written=written)
+    address = wire.ctypes.data if isinstance(wire, np.ndarray) else found.data_ptr()
+    if found.numel() and address % 4:
+        raise ValueError(f"{name} must begin at a multiple of 4 bytes: give a copy")
+    return found
 
 
 def _rows(given: Array, n: int | None = None) -> Tensor:

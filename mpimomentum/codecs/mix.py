@@ -55,6 +55,19 @@ def exchange_finite(x: Array, y: Array, delta: Array) -> int:
     return int(kernels.exchange_finite(x, y, delta))
 
 
+def exchange_where_finite(x: Array, y: Array, delta: Array, found: Array) -> None:
+    """Do :func:`exchange` where the difference is finite: for a device, whose results come later.
+
+    Parameters
+    ----------
+    x, y, delta : array, (n,), float32 or float64
+        Where `delta`, which is all of x - y, is not finite, x stays as it was.
+    found : array, (1,), uint8
+        Set to 1 if that is so anywhere, else left as it is.
+    """
+    kernels.exchange_where_finite(x, y, delta, found)
+
+
 def mix(rows: Sequence[A], weights: Sequence[float], out: A | None = None) -> A:
     """Return ``w_0 x_0 + w_1 x_1 + …``, added in this order.
 

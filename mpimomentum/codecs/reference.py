@@ -124,6 +124,14 @@ def exchange_finite(x: Tensor, y: Tensor, delta: Tensor) -> int:
     return done
 
 
+def exchange_where_finite(x: Tensor, y: Tensor, delta: Tensor, found: Tensor) -> None:
+    """Do :func:`exchange` where delta is finite; elsewhere x stays, and found is set to 1."""
+    torch.sub(x, y, out=delta)
+    finite = delta.isfinite()
+    x.copy_(torch.where(finite, x - delta * 0.5, x))
+    found.logical_or_(~finite.all())
+
+
 def mix(rows: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     """Set out = ((w_0 x_0) + (w_1 x_1)) + …; may be one of the rows."""
     total = rows[0] * weights[0]
