@@ -170,6 +170,10 @@ class BaseWorker:
         """Draw the next mini-batch of this rank's data, or the given one."""
         return self.objective.sample(self.data_rng, indices)
 
+    async def numbers(self, v: Vector) -> list[float]:
+        """Return the elements of a short vector."""
+        return v.tolist()
+
     def record(self, **scalars: float) -> None:
         """Make a telemetry record."""
         row: Record = {"rank": self.rank, "step": self.step, "time_s": self.now_s()}

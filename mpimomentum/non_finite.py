@@ -54,8 +54,38 @@ def finite(v: torch.Tensor) -> bool:
     return math.isfinite(float(v.sum())) or bool(v.isfinite().all())
 
 
+class Look:
+    """A look at a vector on a GPU, which nobody waits for: known once that has got so far.
+
+    Parameters
+    ----------
+    v : torch.Tensor
+        Looked at in the order of the calling thread's current stream; may be changed after that.
+    """
+
+    def __init__(self, v: torch.Tensor) -> None:
+        # the largest magnitude is no number as soon as one is none: one pass, and no memory
+        largest = torch.linalg.vector_norm(v, float("inf"))
+        self._largest = torch.empty((), dtype=largest.dtype, pin_memory=True)
+        self._largest.copy_(largest, non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def known(self) -> bool:
+        """Whether the GPU has got so far."""
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def finite(self) -> bool:
+        """Whether all elements were finite; once that is known."""
+        return math.isfinite(float(self._largest))
+
+
 class Guard:
     """Looks at what one rank computes, sends and averages with.
+
+    What is on a GPU is looked at there, and nothing waits for the result: it is raised by the first
+    :meth:`report`, :meth:`leaving` or :meth:`settled` that finds it known. A gradient's is known at
+    the end of its step, before any checkpoint. Only "skip" has to wait, for each gradient.
 
     Parameters
     ----------
@@ -69,6 +99,37 @@ class Guard:
         self._worker = worker
         self._found: collections.deque[dict[str, float]] = collections.deque()
         self._in_a_row = 0
+        self._looks: collections.deque[tuple[Look, Callable[[], str]]] = collections.deque()
+
+    def later(self, v: torch.Tensor, words: Callable[[], str]) -> bool:
+        """Look at `v`, if it is on a GPU, without waiting; whether that was begun.
+
+        Parameters
+        ----------
+        v : torch.Tensor
+        words : callable
+            What to say if it is not finite.
+        """
+        if v.device.type != "cuda":
+            return False
+        if v.is_floating_point() and v.numel():
+            self._looks.append((Look(v), words))
+        return True
+
+    def settled(self) -> bool:
+        """Whether nothing is left to be known.
+
+        Raises
+        ------
+        NonFinite
+        """
+        for _ in range(len(self._looks)):  # of two threads' streams: in no order
+            look, words = self._looks.popleft()
+            if not look.known():
+                self._looks.append((look, words))
+            elif not look.finite():
+                raise self.error(words())
+        return not self._looks
 
     def gradient_found(self, what: str) -> None:
         """Count a gradient that is not finite; for the program's thread.
@@ -108,11 +169,22 @@ class Guard:
         ------
         NonFinite
         """
-        if not finite(v):
-            raise self.error(f"{what} is not finite: it is not sent")
+        self.settled()
+        if not self.later(v, lambda: f"{what} is not finite") and not finite(v):
+            raise self.not_sent(what)
+
+    def not_sent(self, what: str) -> NonFinite:
+        """Return the error of what does not leave."""
+        return self.error(f"{what} is not finite: it is not sent")
 
     def report(self, record: Callable[..., None]) -> None:
-        """Record what was found since the last call; for the communication thread."""
+        """Record what was found since the last call; for the communication thread.
+
+        Raises
+        ------
+        NonFinite
+        """
+        self.settled()
         while self._found:
             record(**self._found.popleft())
 

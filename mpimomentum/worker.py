@@ -339,6 +339,12 @@ class Worker(Protocol):
         A rank has its share of each row, `rows` len(x0) / size numbers in all.
         """
 
+    async def numbers(self, v: Vector) -> list[float]:
+        """Return the elements of a short vector, once they are known.
+
+        In place of ``float(v)`` and ``v.tolist()``, at which a GPU would be waited for.
+        """
+
     def record(self, **scalars: float) -> None:
         """Append a telemetry record: tau=…, peer=…; rank, step and time are added."""
 
@@ -359,6 +365,9 @@ class Algorithm(Protocol[S]):
     An algorithm that decays the weights itself says ``decoupled_weight_decay = True``, has a
     hyper-parameter ``weight_decay`` and reads ``w.weight_decay``. For all others weight decay is
     part of the gradient.
+
+    One that has a hyper-parameter ``wire``, how vectors travel, and asks anything of the graph is
+    refused a graph that changes, unless ``wire`` is "float32": neighbours hold replicas.
 
     One that asks for full gradients says ``finite_sum = True`` and has a hyper-parameter
     ``inner_steps``, how many mini-batches, each at two points, it takes in a step on average. It

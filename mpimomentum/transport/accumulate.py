@@ -37,6 +37,10 @@ class AccumulateWindow:
     """
 
     def __init__(self, env: Environment, name: str, x0: Vector) -> None:
+        if x0.device.type != "cpu":
+            raise ValueError(
+                f"rank {env.rank}: accumulate window {name!r} is in host memory, got {x0.device}"
+            )
         self.name = name
         self.rank = env.rank
         self.dim = x0.numel()
@@ -103,6 +107,9 @@ class AccumulateWindow:
     def drain(self) -> bool:
         """Nothing to do: sums land by themselves."""
         return False
+
+    async def rest(self) -> None:
+        """Nothing is ever under way."""
 
     def restore(self, x: Vector, version: int, mixes: int) -> None:
         """Set the own vector and its counts; only while nothing is in flight."""

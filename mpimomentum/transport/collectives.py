@@ -10,7 +10,7 @@ through MPI's allreduce, which adds in an order of its own (docs/adr).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,13 @@ from mpimomentum.transport.shared_allreduce import DTYPES, SharedAllreduce
 from mpimomentum.worker import Handle, Mixing, Vector
 
 _REDUCIBLE = (torch.float32, torch.float64, torch.int64, torch.int32)
-_HALF = (torch.float16, torch.bfloat16)
-_TAGS = 32767  # every MPI allows tags up to this
-_GATHER = _TAGS
+HALF = (torch.float16, torch.bfloat16)
+TAGS = 32767  # every MPI allows tags up to this
+_GATHER = TAGS
+
+
+def _make(count: int, dtype: torch.dtype) -> Vector:
+    return torch.empty(count, dtype=dtype)
 
 
 def as_buffer(v: Vector) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -56,26 +60,37 @@ class Collectives:
         Carries on what is under way.
     max_count : int
         Largest count of elements given to MPI at once; its counts are 32-bit in Open MPI.
+    make : callable
+        (count, dtype) -> Vector: memory for results.
 
     Attributes
     ----------
     traffic : Traffic
         What this rank had to send: 2(n−1)/n a byte for an allreduce (what the best algorithms
         send), n−1 times its part for an allgather, (n−1)/n of the rows for an alltoall.
+    comm, neighbor_comm, gradients_comm : MPI.Intracomm
+        Of what all ranks call in the same order; of messages; of parts of gradients.
     """
 
-    def __init__(self, env: Environment, engine: Engine, max_count: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        engine: Engine,
+        max_count: int = 1 << 30,
+        make: Callable[[int, torch.dtype], Vector] = _make,
+    ) -> None:
         self.rank = env.rank
         self.size = env.size
         self.traffic = Traffic()
         self._engine = engine
-        self._max_count = max_count
-        self._comm = env.comm.Dup()
-        self._neighbor_comm = env.comm.Dup()
-        self._sums = _Sums(env, engine, self._comm, "the allreduce")
+        self.max_count = max_count
+        self._make = make
+        self.comm = env.comm.Dup()
+        self.neighbor_comm = env.comm.Dup()
+        self._sums = _Sums(env, engine, self.comm, "the allreduce")
         # of their own: when a part of a gradient comes depends on how long it took to compute
-        self._gradients_comm = env.comm.Dup()
-        self._gradients = _Sums(env, engine, self._gradients_comm, "the mean gradient")
+        self.gradients_comm = env.comm.Dup()
+        self._gradients = _Sums(env, engine, self.gradients_comm, "the mean gradient")
 
     @property
     def allreduce_path(self) -> str:
@@ -85,11 +100,10 @@ class Collectives:
     def allreduce(self, v: Vector, *, counted: bool = True) -> Handle[Vector]:
         """Sum over all ranks; not `counted` in :attr:`traffic` if it is no part of the run."""
         as_buffer(v)
-        if v.dtype in _HALF:
+        if v.dtype in HALF:
             wide = v.float()
-            return _Then(self.allreduce(wide, counted=counted), lambda total: total.to(v.dtype))
-        if v.dtype not in _REDUCIBLE:
-            raise ValueError(f"rank {self.rank}: cannot sum {v.dtype} over ranks")
+            return Then(self.allreduce(wide, counted=counted), lambda total: total.to(v.dtype))
+        self.check_reducible(v)
         return self._reduce(self._sums, v, torch.empty_like(v), divisor=1, counted=counted)
 
     def mean_of_gradients(self, v: Vector, out: Vector) -> Handle[Vector]:
@@ -101,29 +115,48 @@ class Collectives:
             float32 or float64; neither is to be touched until done.
         """
         as_buffer(v)
-        if v.dtype not in DTYPES:
-            raise ValueError(f"rank {self.rank}: cannot average {v.dtype} over ranks")
+        self.check_averaged(v)
         return self._reduce(self._gradients, v, out, divisor=self.size)
 
     def _reduce(
         self, sums: _Sums, v: Vector, out: Vector, divisor: int, counted: bool = True
     ) -> Handle[Vector]:
         if counted:
-            others = 2 * (self.size - 1)
-            self.traffic.count(others * v.numel() * v.element_size() // self.size, others)
-        return sums.start(v.detach(), out, divisor, self._slices(v.numel()))
+            self.count_sum(v)
+        return sums.start(v.detach(), out, divisor, self.slices(v.numel()))
+
+    def sum_piece(self, piece: Vector, gradients: bool) -> Handle[Vector]:
+        """Sum a piece of a vector in place, uncounted; the mean if it is of `gradients`."""
+        if gradients:
+            return self._reduce(self._gradients, piece, piece, self.size, counted=False)
+        return self._reduce(self._sums, piece, piece, divisor=1, counted=False)
+
+    def count_sum(self, v: Vector) -> None:
+        """Count the sum of `v` over all ranks."""
+        others = 2 * (self.size - 1)
+        self.traffic.count(others * v.numel() * v.element_size() // self.size, others)
+
+    def check_reducible(self, v: Vector) -> None:
+        """Refuse what cannot be summed."""
+        if v.dtype not in _REDUCIBLE:
+            raise ValueError(f"rank {self.rank}: cannot sum {v.dtype} over ranks")
+
+    def check_averaged(self, v: Vector) -> None:
+        """Refuse what no gradient is made of."""
+        if v.dtype not in DTYPES:
+            raise ValueError(f"rank {self.rank}: cannot average {v.dtype} over ranks")
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather equal parts, shape (size, len(v))."""
         source = as_buffer(v)
-        out = torch.empty((self.size, v.numel()), dtype=v.dtype)
+        out = self._make(self.size * v.numel(), v.dtype).view(self.size, v.numel())
         rows = _byte_rows(out, self.size)
         parts: list[tuple[slice, Any]] = []
         requests = []
-        for s in self._slices(len(source), self.size):
+        for s in self.slices(len(source), self.size):
             whole = s.stop - s.start == len(source)
             part = rows if whole else np.empty((self.size, s.stop - s.start), dtype=np.uint8)
-            requests.append(self._comm.Iallgather(source[s], part))
+            requests.append(self.comm.Iallgather(source[s], part))
             if not whole:
                 parts.append((s, part))
         self.traffic.count((self.size - 1) * len(source), self.size - 1)
@@ -134,28 +167,24 @@ class Collectives:
     def broadcast(self, v: Vector, root: int) -> Handle[Vector]:
         """Overwrite `v`, of any type, with that of `root`; `v` is not to be touched before done."""
         data = as_buffer(v)
-        requests = [self._comm.Ibcast(data[s], root) for s in self._slices(len(data))]
+        requests = [self.comm.Ibcast(data[s], root) for s in self.slices(len(data))]
         if self.rank == root:
             self.traffic.count(len(data))
         return Requests(requests, lambda: v, self._what(f"broadcast from rank {root}"), hold=v)
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Send row j to rank j; row i came from rank i."""
-        if rows.dim() != 2 or rows.shape[0] != self.size or not rows.is_contiguous():
-            raise ValueError(
-                f"rank {self.rank}: alltoall needs ({self.size}, m) contiguous, one row a rank, "
-                f"got {tuple(rows.shape)}"
-            )
-        out = torch.empty_like(rows)
+        self.check_rows(rows)
+        out = self._make(rows.numel(), rows.dtype).view(rows.shape)
         source, target = _byte_rows(rows, self.size), _byte_rows(out, self.size)
         parts: list[tuple[slice, Any]] = []
         requests = []
         hold = []
-        for s in self._slices(source.shape[1], self.size):
+        for s in self.slices(source.shape[1], self.size):
             whole = s.stop - s.start == source.shape[1]
             given = source if whole else np.ascontiguousarray(source[:, s])
             part = target if whole else np.empty_like(given)
-            requests.append(self._comm.Ialltoall(given, part))
+            requests.append(self.comm.Ialltoall(given, part))
             hold.append(given)
             if not whole:
                 parts.append((s, part))
@@ -167,21 +196,30 @@ class Collectives:
             hold=(rows, hold, parts),
         )
 
+    def check_rows(self, rows: Vector) -> None:
+        """Refuse what :meth:`alltoall` cannot send."""
+        if rows.dim() != 2 or rows.shape[0] != self.size or not rows.is_contiguous():
+            raise ValueError(
+                f"rank {self.rank}: alltoall needs ({self.size}, m) contiguous, one row a rank, "
+                f"got {tuple(rows.shape)}"
+            )
+
     def neighbor_allgather(self, v: Vector, mixing: Mixing, t: int) -> Handle[dict[int, Vector]]:
         """Send `v` along the out-edges of `mixing`, collect from its in-edges, in rank order."""
         data = as_buffer(v)
         sources = sorted(j for j in mixing.in_weights if j != self.rank)
         targets = sorted(j for j in mixing.out_weights if j != self.rank)
         received = {
-            j: v if j == self.rank else torch.empty_like(v) for j in sorted({*sources, self.rank})
+            j: v if j == self.rank else self._make(v.numel(), v.dtype)
+            for j in sorted({*sources, self.rank})
         }
-        tag = t % _TAGS  # ranks of a time-varying graph may be a step apart
+        tag = t % TAGS  # ranks of a time-varying graph may be a step apart
         requests: list[MPI.Request] = []
-        for s in self._slices(len(data)):
+        for s in self.slices(len(data)):
             requests += [
-                self._neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag) for j in sources
+                self.neighbor_comm.Irecv(as_buffer(received[j])[s], j, tag) for j in sources
             ]
-            requests += [self._neighbor_comm.Isend(data[s], j, tag) for j in targets]
+            requests += [self.neighbor_comm.Isend(data[s], j, tag) for j in targets]
         self.traffic.count(len(targets) * len(data), len(targets))
         what = f"models of step {t} from ranks {sources}"
         return Requests(requests, lambda: received, what, hold=v)
@@ -189,38 +227,43 @@ class Collectives:
     async def gather(self, v: Vector) -> list[Vector] | None:
         """Collect vectors of one dtype and any length at rank 0, in rank order; None elsewhere."""
         lengths = (await self.allgather(torch.tensor([v.numel()])))[:, 0].tolist()
+        return await self.collect(v, lengths)
+
+    async def collect(self, v: Vector, lengths: Sequence[int]) -> list[Vector] | None:
+        """Do what :meth:`gather` does, once all know all lengths."""
         if self.rank:
             data = as_buffer(v)
             requests = [
-                self._neighbor_comm.Isend(data[s], 0, _GATHER) for s in self._slices(len(data))
+                self.neighbor_comm.Isend(data[s], 0, _GATHER) for s in self.slices(len(data))
             ]
             await Requests(requests, lambda: None, "rank 0 to collect", hold=v)
             self.traffic.count(len(data))
             return None
         out = [v, *(torch.empty(n, dtype=v.dtype) for n in lengths[1:])]
         requests = [
-            self._neighbor_comm.Irecv(as_buffer(part)[s], source, _GATHER)
+            self.neighbor_comm.Irecv(as_buffer(part)[s], source, _GATHER)
             for source, part in enumerate(out)
             if source
-            for s in self._slices(part.numel() * part.element_size())
+            for s in self.slices(part.numel() * part.element_size())
         ]
         await Requests(requests, lambda: None, "all ranks to send what rank 0 collects", hold=out)
         return out
 
     def barrier(self) -> Handle[None]:
         """Wait until every rank has come here."""
-        return Requests([self._comm.Ibarrier()], lambda: None, self._what("barrier"))
+        return Requests([self.comm.Ibarrier()], lambda: None, self._what("barrier"))
 
     def close(self) -> None:
         """Free the communicators and the memory."""
         self._sums.close()
         self._gradients.close()
-        self._gradients_comm.Free()
-        self._comm.Free()
-        self._neighbor_comm.Free()
+        self.gradients_comm.Free()
+        self.comm.Free()
+        self.neighbor_comm.Free()
 
-    def _slices(self, count: int, copies: int = 1) -> Iterable[slice]:
-        step = max(self._max_count // copies, 1)
+    def slices(self, count: int, copies: int = 1) -> Iterable[slice]:
+        """Cut `count` elements, of which there are `copies`, into what MPI's counts hold."""
+        step = max(self.max_count // copies, 1)
         return [slice(a, min(a + step, count)) for a in range(0, max(count, 1), step)]
 
     def _what(self, name: str) -> str:
@@ -268,7 +311,7 @@ class _Sums:
             self._shared.close()
 
 
-class _Then(Handle[Vector]):
+class Then(Handle[Vector]):
     """Apply `function` to the result of another handle."""
 
     __slots__ = ("_first", "_function")
@@ -279,6 +322,7 @@ class _Then(Handle[Vector]):
         self._function = function
 
     def test(self) -> bool:
+        """Poll the other."""
         if not self._done and self._first.test():
             self.resolve(self._function(self._first.result()))
         return self._done

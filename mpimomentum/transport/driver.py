@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from mpimomentum.transport.hand_offs import HandOffs
+from mpimomentum.transport.lane import Event, Lane
 from mpimomentum.transport.progress import BEATS, Backoff, Coro, Engine, Task
 from mpimomentum.worker import Handle
 
@@ -24,6 +26,7 @@ class Driver(Protocol):
     """Runs coroutines on the thread that owns MPI, and gradients on the caller's."""
 
     engine: Engine
+    hand_offs: HandOffs
     failure: BaseException | None
     """What ended the thread that owns MPI, or interrupted a run: nothing can be run any more."""
 
@@ -70,6 +73,8 @@ class InlineDriver:
     Parameters
     ----------
     engine : Engine
+    lane : Lane
+        Of the calling thread.
     watch : callable
         Called whenever nothing moves: the watchdog.
     abort : callable
@@ -80,29 +85,31 @@ class InlineDriver:
     def __init__(
         self,
         engine: Engine,
+        lane: Lane,
         watch: Callable[[], None],
         abort: Callable[[], None],
         backoff: Backoff,
     ) -> None:
         self.engine = engine
+        self.hand_offs = HandOffs(lane, engine)
         self._watch = watch
         self._abort = abort
         self._backoff = backoff
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
-        self._asked = 0  # gradients that the program owes
+        self._asked: dict[Handle[Any], Any] = {}  # gradients that the program owes: requests
         self.failure: BaseException | None = None
 
     def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
         """Take `coroutine` up; it moves inside :meth:`carry_on` only."""
         _refuse_after(self.failure, coroutine)
-        task = Task(coroutine, what)
+        task = Task(self.hand_offs.enter(coroutine), what)
         self.engine.begin(task)
         return task
 
     def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
         """Let everything move; gradients run when nothing else can."""
         self.engine.last_poll_s = self.engine.last_move_s = time.monotonic()
-        self.engine.put_aside = self._asked
+        self.engine.put_aside = len(self._asked)
         self.engine.vitals[BEATS] = 0
         try:
             while not (task.done or until()):  # every move within a poll, which is timed
@@ -118,24 +125,26 @@ class InlineDriver:
             self.engine.fail_all(error)
             raise
         self.engine.put_aside = 0
-        self.engine.vitals[BEATS] = -self._asked  # nobody here counts while the program computes
+        self.hand_offs.leave()
+        # nobody here counts while the program computes
+        self.engine.vitals[BEATS] = -len(self._asked)
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` to its end."""
         task = self.begin(coroutine, what)
         self.carry_on(task)
-        return task.result()
+        return _result(task, self.hand_offs)
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Put `function` off until nothing else can move."""
         handle: Handle[T] = Handle(what)
+        asked = self.hand_offs.ask()
 
         def job() -> None:
             self.engine.gradient_asked()
             self.engine.vitals[BEATS] = -1  # nobody here counts meanwhile
-            _carry_out(function, handle)
+            _carry_out(function, handle, asked, self.hand_offs)
             self.engine.vitals[BEATS] = 0
-            self.engine.gradient_returned()
             self.engine.last_move_s = time.monotonic()
 
         self._jobs.append(job)
@@ -150,10 +159,12 @@ class InlineDriver:
     def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
         """Put `request` off until nothing else can move."""
         handle: Handle[T] = Handle(what)
+        asked = self.hand_offs.ask()
 
         def job() -> None:
             self.engine.gradient_asked()
-            self._asked += 1
+            self._asked[handle] = request
+            self.hand_offs.accept(asked)
             request(handle)
 
         self._jobs.append(job)
@@ -163,9 +174,7 @@ class InlineDriver:
         self, handle: Handle[T], value: T | None, error: BaseException | None = None
     ) -> None:
         """Complete `handle`."""
-        _complete(handle, value, error)
-        self._asked -= 1
-        self.engine.gradient_returned()
+        self.hand_offs.give(handle, value, error, hold=self._asked.pop(handle))
         self.engine.last_move_s = time.monotonic()
 
     def abort(self) -> None:
@@ -183,7 +192,7 @@ class ThreadDriver:
     ----------
     engine : Engine
     set_up : callable
-        Called first in the new thread: initialises MPI there.
+        Called first in the new thread: initialises MPI there, and returns the thread's lane.
     watch : callable
         Called in that thread whenever nothing moves: the watchdog.
     abort : callable
@@ -194,7 +203,7 @@ class ThreadDriver:
     def __init__(
         self,
         engine: Engine,
-        set_up: Callable[[], None],
+        set_up: Callable[[], Lane],
         watch: Callable[[], None],
         abort: Callable[[], None],
         backoff: Backoff,
@@ -206,7 +215,7 @@ class ThreadDriver:
         self._submitted: queue.SimpleQueue[Task[Any]] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Callable[[], None] | Task[Any]] = queue.SimpleQueue()
         self.failure: BaseException | None = None
-        self._asked = 0  # gradients that the program owes
+        self._asked: dict[Handle[Any], Any] = {}  # gradients that the program owes: requests
         self._closing = False
         self._aborting = False
         ready: Handle[None] = Handle("start of the communication thread")
@@ -222,7 +231,7 @@ class ThreadDriver:
     def begin(self, coroutine: Coro[T], what: str) -> Task[T]:
         """Start `coroutine` on the communication thread."""
         _refuse_after(self.failure, coroutine)
-        task = Task(coroutine, what)
+        task = Task(self.hand_offs.enter(coroutine), what)
         task.on_done(lambda: self._jobs.put(task))  # wakes carry_on()
         self._submitted.put(task)
         self._backoff.wake.set()
@@ -230,7 +239,7 @@ class ThreadDriver:
 
     def carry_on(self, task: Task[Any], until: Callable[[], bool] = lambda: False) -> None:
         """Compute here what the coroutines over there ask for."""
-        self.engine.put_aside = self._asked
+        self.engine.put_aside = len(self._asked)
         try:
             while not (task.done or until()):
                 job = self._jobs.get()
@@ -240,23 +249,22 @@ class ThreadDriver:
             self.failure = error
             raise
         self.engine.put_aside = 0
+        self.hand_offs.leave()
 
     def run(self, coroutine: Coro[T], what: str) -> T:
         """Run `coroutine` on the communication thread; its gradients here, meanwhile."""
         task = self.begin(coroutine, what)
         self.carry_on(task)
-        return task.result()
+        return _result(task, self.hand_offs)
 
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Hand `function` to the thread that is inside :meth:`run`."""
         handle: Handle[T] = Handle(what)
+        asked = self.hand_offs.ask()
 
         def job() -> None:
-            try:
-                _carry_out(function, handle)
-            finally:
-                self.engine.gradient_returned()
-                self._backoff.wake.set()
+            _carry_out(function, handle, asked, self.hand_offs)
+            self._backoff.wake.set()
 
         self.engine.gradient_asked()
         self._jobs.put(job)
@@ -273,9 +281,11 @@ class ThreadDriver:
     def ask(self, request: Callable[[Handle[T]], None], what: str) -> Handle[T]:
         """Hand `request` to the program's thread."""
         handle: Handle[T] = Handle(what)
+        asked = self.hand_offs.ask()
 
         def job() -> None:
-            self._asked += 1
+            self._asked[handle] = request
+            self.hand_offs.accept(asked)
             request(handle)
 
         self.engine.gradient_asked()
@@ -286,9 +296,7 @@ class ThreadDriver:
         self, handle: Handle[T], value: T | None, error: BaseException | None = None
     ) -> None:
         """Complete `handle`, and wake the communication thread."""
-        self._asked -= 1
-        _complete(handle, value, error)
-        self.engine.gradient_returned()
+        self.hand_offs.give(handle, value, error, hold=self._asked.pop(handle))
         self._backoff.wake.set()
 
     def abort(self) -> None:
@@ -304,9 +312,9 @@ class ThreadDriver:
         self._backoff.wake.set()
         self._thread.join()
 
-    def _main(self, set_up: Callable[[], None], ready: Handle[None]) -> None:
+    def _main(self, set_up: Callable[[], Lane], ready: Handle[None]) -> None:
         try:
-            set_up()
+            self.hand_offs = HandOffs(set_up(), self.engine)
         except BaseException as error:  # raised again in the caller's thread
             ready.fail(error)
             return
@@ -337,7 +345,8 @@ class ThreadDriver:
                 self._backoff.reset()
             else:
                 self._watch()
-                self._backoff.pause(computing=engine.computing)
+                # of what the device alone computes, polls take nothing
+                self._backoff.pause(computing=engine.computing and not self.hand_offs.pending)
 
 
 def _refuse_after(failure: BaseException | None, coroutine: Coro[Any]) -> None:
@@ -349,20 +358,22 @@ def _refuse_after(failure: BaseException | None, coroutine: Coro[Any]) -> None:
         ) from failure
 
 
-def _complete(handle: Handle[T], value: T | None, error: BaseException | None) -> None:
-    if error is None:
-        handle.resolve(value)  # type: ignore[arg-type]  # None only where T is None
-    else:
-        handle.fail(error)
-
-
-def _carry_out(function: Callable[[], T], handle: Handle[T]) -> None:
+def _carry_out(
+    function: Callable[[], T], handle: Handle[T], asked: Event, hand_offs: HandOffs
+) -> None:
+    value, error = None, None
     try:
+        hand_offs.accept(asked)
         value = function()
-    except BaseException as error:  # raised again in the coroutine that awaits it
-        handle.fail(error)
-    else:
-        handle.resolve(value)
+    except BaseException as failure:  # raised again in the coroutine that awaits it
+        error = failure
+    hand_offs.give(handle, value, error, hold=function)
+
+
+def _result(task: Task[T], hand_offs: HandOffs) -> T:
+    value = task.result()
+    hand_offs.leave(value)
+    return value
 
 
 def _emptied(items: queue.SimpleQueue[T]) -> list[T]:

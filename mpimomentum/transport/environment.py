@@ -17,8 +17,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from mpimomentum.transport.mpi import MPI
+
+T = TypeVar("T")
 
 _LEVELS = {
     MPI.THREAD_SINGLE: "SINGLE",
@@ -58,6 +61,11 @@ class Environment:
     local_size: int
     library: str
     thread_level: str
+
+    def told(self, what: T) -> list[T]:
+        """Return what every rank says, in order of rank. Collective; before a run."""
+        everyones: list[T] = self.comm.allgather(what)
+        return everyones
 
     def abort(self) -> None:
         """End the whole job. For the communication thread; does not return."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-import queue
 from collections.abc import Callable
 
 import torch
 
-from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.driver import Driver
+from mpimomentum.transport.lane import Event
 from mpimomentum.transport.progress import Task
+from mpimomentum.transport.staged_collectives import AnyCollectives
 from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 
@@ -20,10 +20,10 @@ class MeanGradients:
     Parameters
     ----------
     driver : Driver
-    collectives : Collectives
+    collectives : AnyCollectives
     """
 
-    def __init__(self, driver: Driver, collectives: Collectives) -> None:
+    def __init__(self, driver: Driver, collectives: AnyCollectives) -> None:
         self._driver = driver
         self._collectives = collectives
         self._mean = torch.empty(0)
@@ -70,7 +70,7 @@ class MeanOfParts(Handle[Vector]):
     Parameters
     ----------
     driver : Driver
-    collectives : Collectives
+    collectives : AnyCollectives
     begin : callable
         Given this object, has the program compute the gradient and call :meth:`hand_over` with its
         parts; returns the handle of the whole.
@@ -79,14 +79,15 @@ class MeanOfParts(Handle[Vector]):
     def __init__(
         self,
         driver: Driver,
-        collectives: Collectives,
+        collectives: AnyCollectives,
         begin: Callable[[MeanOfParts], Handle[Vector]],
     ) -> None:
         super().__init__("a gradient")
         self._driver = driver
         self._collectives = collectives
-        self._queue: queue.SimpleQueue[Vector] = queue.SimpleQueue()
+        self._queue: collections.deque[tuple[Vector, Event]] = collections.deque()
         self._averaging: collections.deque[Handle[Vector]] = collections.deque()
+        self._back: collections.deque[Handle[None]] = collections.deque()
         self._handed = self._averaged = 0  # each written by one thread only
         self._gradient = begin(self)
 
@@ -103,7 +104,7 @@ class MeanOfParts(Handle[Vector]):
         """Begin to average `part`, in place; for the program's thread."""
         if self._collectives.size > 1:
             self._handed += 1
-            self._queue.put(part)
+            self._queue.append((part, self._driver.hand_offs.hand_over()))
             self._driver.wake()
 
     @property
@@ -126,11 +127,14 @@ class MeanOfParts(Handle[Vector]):
         return self._done
 
     def _average(self) -> None:
-        while not self._queue.empty():
-            part = self._queue.get()
+        while self._queue and self._driver.hand_offs.taken(self._queue[0][1], self._queue[0][0]):
+            part, _ = self._queue.popleft()
             self._averaging.append(self._collectives.mean_of_gradients(part, out=part))
         while self._averaging and self._averaging[0].test():
-            self._averaging.popleft().result()
+            part = self._averaging.popleft().result()
+            self._back.append(self._driver.hand_offs.back(part))
+        while self._back and self._back[0].test():
+            self._back.popleft()
             self._averaged += 1
             if self.settled:
                 self._driver.nudge()

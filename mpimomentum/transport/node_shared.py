@@ -10,16 +10,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.mpi import MPI, as_bytes
 from mpimomentum.transport.room import SHARED_MEMORY, room_bytes
+from mpimomentum.transport.staged_collectives import AnyCollectives
 
 _LINE = 64  # tensors begin on cache lines
 
 
 async def require_room(
-    env: Environment, collectives: Collectives, tensors: Sequence[Tensor] | None
+    env: Environment, collectives: AnyCollectives, tensors: Sequence[Tensor] | None
 ) -> None:
     """Check that every node has room for what it is to share, before any shares. Collective.
 

@@ -25,7 +25,7 @@ _HEADER = 64  # the word has the first cache line to itself
 _SEQUENCES = 128
 
 
-class _Layout:
+class Layout:
     """Byte offsets inside a segment."""
 
     def __init__(self, dim: int, dtype: torch.dtype) -> None:
@@ -64,7 +64,7 @@ class Segment:
             kinds = ", ".join(f"{dtype} on rank {r}" for r, (_, dtype) in enumerate(made))
             raise ValueError(f"a window needs one dtype on all ranks, got {kinds}")
         self.dims = [dim for dim, _ in made]
-        self._layouts = {d: _Layout(d, self.dtype) for d in set(self.dims)}
+        self._layouts = {d: self._lay_out(d) for d in set(self.dims)}
         self._chunks = self._layouts[x0.numel()].chunks
         self.memory = make(env, self._layouts[x0.numel()].end)
         self.counters = self.memory.words(self.rank, _HEADER, _COUNTERS)
@@ -84,13 +84,13 @@ class Segment:
         """Get the vector of `rank`, as it is; it may mix updates."""
         await self.memory.get(rank, self._layout(rank).x, out)
 
-    def put_inbox(self, rank: int, v: Vector) -> None:
+    def put_inbox(self, rank: int, v: Vector, start: int = 0) -> None:
         """Put `v` into the inbox of `rank`, whose word this rank holds; complete on return."""
         view = self.peer(rank)
         if view is None:
-            self.memory.put(rank, self._layout(rank).inbox, v)
+            self.memory.put(rank, self._layout(rank).inbox + start * v.element_size(), v)
         else:
-            view[1].copy_(v)
+            view[1][start : start + v.numel()].copy_(v)
 
     def writing(self, counter: int, change: int = 1) -> Iterator[slice]:
         """Yield the chunks of the own x; each one's sequence is odd while it is written.
@@ -114,20 +114,18 @@ class Segment:
             self.x[piece].add_(v[piece], alpha=alpha)
 
     async def read_whole(
-        self, rank: int, gone: Callable[[], bool] = lambda: False
-    ) -> tuple[Vector, int]:
-        """Copy the vector of another rank between two of its writes; with its version.
+        self, rank: int, out: Vector, gone: Callable[[], bool] = lambda: False
+    ) -> tuple[Vector, list[int]]:
+        """Copy the vector of another rank between two of its writes; with its counters then.
 
         A seqlock in chunks: only those that its owner wrote meanwhile are read again. One whose
         owner is `gone` is copied as it is.
         """
         if self.peer(rank) is None:
-            return await self._read_whole_remote(rank)
+            return await self._read_whole_remote(rank, out)
         layout = self._layout(rank)
-        counters = self.memory.words(rank, _HEADER, _COUNTERS)
-        sequences = self.memory.words(rank, _SEQUENCES, len(layout.chunks))
+        counters, sequences = self._state(rank)
         x, _ = self._views[rank]
-        out = torch.empty(self.dims[rank], dtype=self.dtype)
         seen = [-1] * len(layout.chunks)
         while True:
             now = counters.tolist()
@@ -141,23 +139,22 @@ class Segment:
                 self.memory.fence()
                 seen[index] = before if int(sequences[index]) == before else -1
             if all(s == 2 * now[WRITES] for s in seen) and now == counters.tolist():
-                return out, now[VERSION]
+                return out, now
             if gone():
-                return out.copy_(x), now[VERSION]
+                return out.copy_(x), now
             await NextPoll(f"rank {rank} to finish writing")
 
-    async def _read_whole_remote(self, rank: int) -> tuple[Vector, int]:
+    async def _read_whole_remote(self, rank: int, out: Vector) -> tuple[Vector, list[int]]:
         layout = self._layout(rank)
         skip = (_SEQUENCES - _HEADER) // 8
         before = torch.empty(skip + len(layout.chunks), dtype=torch.int64)
         after = torch.empty_like(before)
-        out = torch.empty(self.dims[rank], dtype=self.dtype)
         while True:
             await self.memory.get(rank, _HEADER, before)
             await self.memory.get(rank, layout.x, out)
             await self.memory.get(rank, _HEADER, after)
             if torch.equal(before, after) and bool((after[skip:] == 2 * after[WRITES]).all()):
-                return out, int(after[VERSION])
+                return out, after[:_COUNTERS].tolist()
             await NextPoll(f"rank {rank} to finish writing")
 
     # -- what a rank that may die leaves behind ----------------------------------------------------
@@ -205,7 +202,17 @@ class Segment:
         del self.x, self.inbox, self.counters, self._sequences
         self.memory.close()
 
-    def _layout(self, rank: int) -> _Layout:
+    def _lay_out(self, dim: int) -> Layout:
+        return Layout(dim, self.dtype)
+
+    def _state(self, rank: int) -> tuple[Words, Words]:
+        chunks = len(self._layout(rank).chunks)
+        return (
+            self.memory.words(rank, _HEADER, _COUNTERS),
+            self.memory.words(rank, _SEQUENCES, chunks),
+        )
+
+    def _layout(self, rank: int) -> Layout:
         return self._layouts[self.dims[rank]]
 
     def _view(self, rank: int) -> tuple[Vector, Vector]:

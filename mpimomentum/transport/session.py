@@ -12,15 +12,23 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 import numpy as np
 import torch
 
+from mpimomentum.non_finite import Guard
 from mpimomentum.transport import environment
 from mpimomentum.transport.collectives import Collectives
 from mpimomentum.transport.driver import Driver, InlineDriver, ThreadDriver
+from mpimomentum.transport.lane import Lane, lane_of
 from mpimomentum.transport.progress import Backoff, Chance, Coro, Engine, Poll, Task
 from mpimomentum.transport.requests import Requests
+from mpimomentum.transport.staged_collectives import AnyCollectives, StagedCollectives
+from mpimomentum.transport.staging import Probe, agree, untried
 from mpimomentum.transport.watchdog import Sentinel, Watchdog
 from mpimomentum.worker import Handle
 
 T = TypeVar("T")
+
+Device = torch.device | Callable[[environment.Environment], torch.device]
+
+CPU = torch.device("cpu")
 
 _WHAT_BYTES = 64
 _log = logging.getLogger(__name__)
@@ -37,12 +45,26 @@ class Session:
         Longest wait before the watchdog ends the job.
     backoff_s : float
         Nap between two polls when nothing moves.
+    device : torch.device or callable
+        Where coroutines' vectors live: the CPU, or a CUDA device with its index. A function is
+        given the Environment, in the thread that owns MPI, and may raise ValueError.
+    make_lane : callable
+        device -> Lane, in that thread.
+    staging : str, optional
+        How vectors of a device are to get to other ranks: see :mod:`mpimomentum.transport.staging`.
+        None: as on the others, where this one will only say that it cannot take part.
+    probe : callable
+        Tries which ways there are, where that matters; in that thread.
 
     Attributes
     ----------
     survives : bool
         Whether this goes on without ranks that die, rather than end the job.
     env : Environment
+    lane : Lane
+        Of the thread that owns MPI; for coroutines.
+    staging : Staging
+        How vectors get to other ranks.
     collectives : Collectives
     closing : list of callable
         What is to be closed before this, the last first. Collective.
@@ -51,11 +73,26 @@ class Session:
     ------
     RuntimeError
         If MPI does not start, or starts as n jobs of one rank.
+    ValueError
+        On all ranks, if one of them has no lane on its device or another kind of device, or the
+        staging asked for cannot be.
     """
 
     survives: ClassVar[bool] = False
+    guard: Guard | None = None
 
-    def __init__(self, driver: str, timeout_s: float, backoff_s: float) -> None:
+    def __init__(
+        self,
+        driver: str,
+        timeout_s: float,
+        backoff_s: float,
+        device: Device = CPU,
+        make_lane: Callable[[torch.device], Lane] = lane_of,
+        staging: str | None = "auto",
+        probe: Probe = untried,
+    ) -> None:
+        self._device, self._make_lane = device, make_lane
+        self._asked, self._probe = staging, probe
         self._timeout_s = timeout_s
         self._closed = False
         self._broken = False
@@ -74,18 +111,25 @@ class Session:
 
     def _start_driver(self, driver: str, backoff: Backoff) -> Driver:
         if driver == "inline":
-            self._start()
-            return InlineDriver(self._engine, self._watch, environment.abort, backoff)
+            lane = self._start()
+            return InlineDriver(self._engine, lane, self._watch, environment.abort, backoff)
         return ThreadDriver(self._engine, self._start, self._watch, environment.abort, backoff)
 
-    def _start(self) -> None:
+    @property
+    def device(self) -> torch.device:
+        """Where coroutines' vectors live."""
+        return self.lane.device
+
+    def _start(self) -> Lane:
         """Start MPI, in the thread that will own it. Collective: if it fails here, end the job."""
         self._engine.blocking = "the start of MPI"
         try:
             self.env = environment.start()
             self._sentinel.rank = self.env.rank
             self._agree_on_failures()
-            self.collectives = Collectives(self.env, self._engine)
+            self.lane = self._agree_on_lane()
+            self.staging = agree(self.env, self._asked, self.lane.apart, self._probe)
+            self.collectives = self._make_collectives()
             self._watchdog = Watchdog(self.env, self._engine, self._timeout_s)
         except BaseException as error:
             if not isinstance(error, ValueError | MemoryError):  # which all ranks raise alike
@@ -93,6 +137,30 @@ class Session:
             self._sentinel.stop()
             raise
         self._engine.blocking = ""
+        return self.lane
+
+    def _make_collectives(self) -> AnyCollectives:
+        if not self.lane.apart:
+            return Collectives(self.env, self._engine)
+        guard = lambda: self.guard  # noqa: E731  # of the run, if it has one
+        return StagedCollectives(self.env, self._engine, self.lane, self.staging, guard)
+
+    def _agree_on_lane(self) -> Lane:
+        """Make the lane, or raise on all ranks what keeps one of them from it."""
+        refusal, lane = "", Lane()
+        try:
+            device = self._device if isinstance(self._device, torch.device) else None
+            lane = self._make_lane(device or self._device(self.env))  # type: ignore[operator]
+        except (ValueError, RuntimeError) as error:  # of the mapping; of CUDA
+            refusal = str(error) or type(error).__name__
+        found = self.env.comm.allgather((refusal, lane.device.type))
+        refusals = [f"rank {r}: {text}" for r, (text, _) in enumerate(found) if text]
+        if refusals:  # what all say alike needs no rank's name
+            raise ValueError(refusal if {text for text, _ in found} == {refusal} else refusals[0])
+        if len({kind for _, kind in found}) > 1:
+            kinds = ", ".join(f"rank {r} on {kind}" for r, (_, kind) in enumerate(found))
+            raise ValueError(f"all ranks need one kind of device, got {kinds}")
+        return lane
 
     def _agree_on_failures(self) -> None:
         if len(set(self.env.comm.allgather(self.survives))) > 1:

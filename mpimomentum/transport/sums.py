@@ -3,6 +3,8 @@
 As in ``accumulate.py`` all changes are ``MPI_Accumulate`` SUM, all reads ``Get_accumulate`` NO_OP.
 Rows are added to and read chunk by chunk, all rows of a chunk before the next: what another rank
 finds half done is little, and what is scaled here is in cache when MPI takes it.
+
+The sums are the host's: a vector of a device is brought down, what is read goes up.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpimomentum.codecs.arrays import as_tensor
 from mpimomentum.measures import Traffic
 from mpimomentum.non_finite import Guard
 from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.lane import Lane
+from mpimomentum.transport.line import Line, on_host
 from mpimomentum.transport.memory import chunks
 from mpimomentum.transport.mpi import MPI, own_memory
+from mpimomentum.transport.progress import Engine
 from mpimomentum.transport.room import require_room
 from mpimomentum.worker import Handle, Vector
 
@@ -28,6 +34,9 @@ class AccumulateSums:
     Parameters
     ----------
     env : Environment
+    engine : Engine
+    lane : Lane
+        Where vectors live.
     name : str
     x0 : Vector, shape (dim,)
         Start of the first row, the same on all ranks.
@@ -37,8 +46,18 @@ class AccumulateSums:
     """
 
     def __init__(
-        self, env: Environment, name: str, x0: Vector, rows: int, guard: Guard | None = None
+        self,
+        env: Environment,
+        engine: Engine,
+        lane: Lane,
+        name: str,
+        x0: Vector,
+        rows: int,
+        guard: Guard | None = None,
     ) -> None:
+        self._lane = lane
+        self._line = Line(lane, engine) if lane.apart else None
+        x0 = on_host(lane, x0)
         self.name = name
         self._guard = guard
         self.traffic = Traffic()
@@ -64,11 +83,18 @@ class AccumulateSums:
 
     def add(self, v: Vector, factors: Mapping[int, float]) -> Handle[None]:
         """Do row r += factors[r] v."""
+        v = as_tensor(v)
         if v.dtype != self._dtype or v.shape != (self._dim,):
             raise ValueError(
                 f"rank {self._rank}: sums {self.name!r} are of ({self._dim},) {self._dtype}, got "
                 f"{tuple(v.shape)} {v.dtype}"
             )
+        if self._line is None:
+            return self._add(v, factors)
+        what = f"what is added to sums {self.name!r} to come from the device"
+        return self._line.whole(v, lambda u: self._add(u, factors), lambda _: None, what)
+
+    def _add(self, v: Vector, factors: Mapping[int, float]) -> Handle[None]:
         if self._guard is not None:
             self._guard.leaving(v, f"what is added to sums {self.name!r}")
         for rank, piece, width in self._pieces():
@@ -82,7 +108,7 @@ class AccumulateSums:
 
     def read(self, rows: Sequence[int]) -> Handle[torch.Tensor]:
         """Copy rows."""
-        found = torch.empty((len(rows), self._dim), dtype=self._dtype)
+        found = self._lane.staging(len(rows) * self._dim, self._dtype).view(len(rows), self._dim)
         unused: np.ndarray[Any, Any] = np.empty(0, dtype=self._own.dtype)
         for rank, piece, width in self._pieces():
             for row, target in zip(rows, found.numpy(), strict=True):
@@ -90,6 +116,9 @@ class AccumulateSums:
                 self._window.Get_accumulate(unused, target[piece], rank, where, MPI.NO_OP)
             self._window.Flush(rank)
         self._count(len(rows))
+        if self._line is not None:
+            found = self._line.up(found)
+            self._lane.settle()
         return Handle.completed(found)
 
     def own(self) -> torch.Tensor:
@@ -99,11 +128,13 @@ class AccumulateSums:
 
     def restore(self, own: torch.Tensor) -> None:
         """Set the own shard."""
-        self._own[:] = own.numpy()
+        self._own[:] = on_host(self._lane, own).numpy()
         self._window.Sync()
 
     def close(self) -> None:
         """Free the memory; collective."""
+        if self._line is not None:
+            self._line.close()
         del self._own
         self._window.Unlock_all()
         self._window.Free()

@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 
 import torch
 
+from mpimomentum.codecs.arrays import as_tensor
 from mpimomentum.topology import Topology
 from mpimomentum.topology.survivors import Edge, without
 from mpimomentum.transport import environment, keeper
 from mpimomentum.transport.atomics import AtomicCounter, AtomicRequestWord
 from mpimomentum.transport.clocks import ClockReading
 from mpimomentum.transport.keeper import Keeper
+from mpimomentum.transport.lane import Lane
 from mpimomentum.transport.launcher import would_end_the_job
 from mpimomentum.transport.liveness import Death, Liveness
 from mpimomentum.transport.neighbor_slots import NeighborSlots
@@ -77,9 +79,14 @@ class SurvivingWorker(MPIWorker):
             self._keeper = Keeper()
         super().__init__(topology, seed, **options)
 
-    def _start(self) -> None:
-        super()._start()
+    def _start(self) -> Lane:
+        lane = super()._start()
         env = self.env
+        if lane.apart:
+            raise ValueError(
+                f"on_failure=continue on {lane.device.type}: what survives goes through host "
+                "memory only; use device=cpu, or on_failure=abort"
+            )
         remedies = [remedy for remedy in env.comm.allgather(would_end_the_job()) if remedy]
         if remedies and env.size > 1:
             raise ValueError(
@@ -94,6 +101,7 @@ class SurvivingWorker(MPIWorker):
         )
         self._engine.pollers.append(self._liveness.poll)
         self._liveness.on_death.append(self._mourn)
+        return lane
 
     @property
     def dead(self) -> frozenset[int]:  # type: ignore[override]
@@ -109,6 +117,7 @@ class SurvivingWorker(MPIWorker):
 
     def window(self, name: str, x0: Vector, kind: str = "inbox") -> SurvivorWindow:
         """Make a window."""
+        x0 = as_tensor(x0)
         window = SurvivorWindow(self.env, self._engine, self._liveness, name, x0, self.guard)
         self._windows.append(window)
         return window

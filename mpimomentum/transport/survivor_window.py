@@ -12,14 +12,16 @@ exchange of a dead rank did not take place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from mpimomentum.non_finite import Guard
 from mpimomentum.transport.atomics import AtomicMemory
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.liveness import Death, Liveness
 from mpimomentum.transport.progress import Engine
-from mpimomentum.transport.segment import WRITES
-from mpimomentum.transport.window import InboxWindow, Word
+from mpimomentum.transport.segment import WRITES, Segment
+from mpimomentum.transport.window import InboxWindow
+from mpimomentum.transport.word import Word
 from mpimomentum.worker import Handle, Vector
 
 BROKEN = 2  # of a dead rank's journal: whether the pass noted there was undone
@@ -59,6 +61,8 @@ class SurvivorWindow(InboxWindow):
     guard : Guard, optional
     """
 
+    recordable = False  # what a death undoes is not noted
+
     def __init__(
         self,
         env: Environment,
@@ -68,7 +72,7 @@ class SurvivorWindow(InboxWindow):
         x0: Vector,
         guard: Guard | None = None,
     ) -> None:
-        super().__init__(env, engine, name, x0, guard, AtomicMemory)
+        super().__init__(env, engine, name, x0, guard, partial(Segment, make=AtomicMemory))
         self._liveness = liveness
         self._passes = [self._segment.journal(r) for r in range(env.size)]
         liveness.on_death.append(self._bury)

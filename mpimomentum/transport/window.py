@@ -11,53 +11,32 @@ Sums of the iterates, with what is in flight, are conserved under every interlea
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 
+from mpimomentum.chronicle import Kind, WindowChronicle
 from mpimomentum.codecs import mix
+from mpimomentum.codecs.arrays import as_tensor
 from mpimomentum.measures import Traffic
 from mpimomentum.non_finite import Guard, finite
 from mpimomentum.transport.environment import Environment
-from mpimomentum.transport.memory import Memory
 from mpimomentum.transport.progress import Engine, Poll
-from mpimomentum.transport.segment import MIXES, VERSION, Segment
+from mpimomentum.transport.segment import MIXES, VERSION, WRITES, Segment
+from mpimomentum.transport.word import Word
 from mpimomentum.worker import Handle, Vector
 
-
-class Word(enum.IntEnum):
-    """State of an inbox: the low 4 bits of its word; claimant and generation lie above."""
-
-    FREE = 0
-    CLAIMED = 1
-    FULL_AVERAGE = 2
-    FULL_ADD = 3
-
-    def by(self, rank: int, generation: int) -> int:
-        """Return the word that says who put the inbox into this state."""
-        return (generation << 28) | (rank << 4) | self
-
-    @staticmethod
-    def state(word: int) -> int:
-        """Return the state alone."""
-        return word & 0xF
-
-    @staticmethod
-    def claimant(word: int) -> int:
-        """Return the rank that put the inbox into its state."""
-        return word >> 4 & 0xFFFFFF
-
-    @staticmethod
-    def generation(word: int) -> int:
-        """Return the claimant's count of claims."""
-        return word >> 28
+Told = Callable[[int], None] | None
+"""What is told after which write of another rank's its vector was read."""
 
 
 class InboxWindow:
     """A worker.Window. Collective to make and to :meth:`close`.
 
     Every method is for the communication thread (coroutines run there).
+
+    This one is for vectors of the host; ``transport/placement.py`` has those for a device's.
 
     Parameters
     ----------
@@ -69,7 +48,8 @@ class InboxWindow:
         Copied. ``dim`` may differ by rank; only windows of equal ``dim`` can be averaged.
     guard : Guard, optional
         Looks at what is averaged and added elsewhere.
-    make : type of Memory
+    make : callable
+        (env, x0) -> Segment, where the vectors live.
 
     Attributes
     ----------
@@ -77,7 +57,15 @@ class InboxWindow:
         Averages begun here, and those that found one of the two busy.
     traffic : Traffic
         Payload read from and written to other ranks by this one.
+    chronicle : WindowChronicle, optional
+        Of a run that is recorded. An average then reads the other vector between two of its
+        owner's writes, so that one number says what was read.
+    recordable : bool
+        Whether this kind of window keeps one.
     """
+
+    chronicle: WindowChronicle | None = None
+    recordable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -86,18 +74,19 @@ class InboxWindow:
         name: str,
         x0: Vector,
         guard: Guard | None = None,
-        make: type[Memory] = Memory,
+        make: Callable[[Environment, Vector], Segment] = Segment,
     ) -> None:
         self.name = name
         self.rank = env.rank
         self.size = env.size
         self.dim = x0.numel()
         self.dtype = x0.dtype
+        self.device = x0.device
         self.attempts = self.busy = 0
         self.traffic = Traffic()
         self._engine = engine
         self._guard = guard
-        self._segment = Segment(env, x0, make)
+        self._segment = make(env, x0)
         # such as a center: others have no vector of their own, and read this one
         self._held_for_others = 0 in self._segment.dims
         self._memory = self._segment.memory
@@ -119,8 +108,10 @@ class InboxWindow:
     def read(self, out: Vector | None = None) -> Vector:
         """Copy the own vector, after applying what has arrived."""
         self.drain()
-        x = self._segment.x
-        return x.clone() if out is None else out.copy_(x)
+        if out is None:
+            return self._segment.x.clone()
+        as_tensor(out).copy_(self._segment.x)
+        return out
 
     def drain(self) -> bool:
         """Apply what the inbox holds, then free it; True if it held something."""
@@ -134,6 +125,9 @@ class InboxWindow:
         else:
             self._segment.apply(self._segment.inbox, VERSION)
         self._memory.fence()  # apply before free
+        if self.chronicle is not None:
+            kind = Kind.AVERAGED if state == Word.FULL_AVERAGE else Kind.ADDED
+            self.chronicle.came(kind, Word.claimant(word))
         self._free_own(word)
         return True
 
@@ -142,18 +136,17 @@ class InboxWindow:
         if rank == self.rank:
             return Handle.completed((self.read(), self.version))
         self.traffic.count(self._segment.dims[rank] * self.dtype.itemsize)
-        reading = self._segment.read_whole(rank, lambda: self._gone(rank))
-        return self._engine.spawn(reading, f"a whole read of window {self.name!r} of rank {rank}")
+        what = f"a whole read of window {self.name!r} of rank {rank}"
+        told = None if self.chronicle is None else self.chronicle.reading(rank)
+        return self._engine.spawn(self._get_remote(rank, told), what)
 
     def add(self, rank: int, v: Vector) -> Handle[None]:
         """Do x_rank += v; done when applied there."""
+        v = as_tensor(v)
         self._check(v, self._segment.dims[rank])
-        if self._guard is not None and (rank != self.rank or self._held_for_others):
-            self._guard.leaving(v, f"what is added to window {self.name!r} of rank {rank}")
         if rank == self.rank:
-            self.drain()
-            self._segment.apply(v, VERSION)
-            return Handle.completed(None)
+            return self._add_own(v)
+        self._look_at(v, rank)
         self.traffic.count(v.numel() * v.element_size())
         previous = self._last_add.get(rank)
         adding = self._engine.spawn(
@@ -182,14 +175,7 @@ class InboxWindow:
             self.busy += 1
             return Handle.completed(False)
         self.traffic.count(2 * self.dim * self.dtype.itemsize, 2)
-        views = self._segment.peer(rank)
-        if views is not None:
-            if not self._exchange_direct(*views):
-                return Handle.completed(self._left_out(rank, claim, views[0]))
-            return Handle.completed(self._publish_average(rank, claim))
-        return self._engine.spawn(
-            self._average_remote(rank, claim), f"an average of window {self.name!r} with {rank}"
-        )
+        return self._begin_average(rank, claim)
 
     def restore(self, x: Vector, version: int, mixes: int) -> None:
         """Set the own vector and its counts; only while nothing is in flight."""
@@ -198,6 +184,10 @@ class InboxWindow:
             self._segment.x[piece].copy_(x[piece])
         self._segment.counters[VERSION] = version
         self._segment.counters[MIXES] = mixes
+
+    async def rest(self) -> None:
+        """Apply what has arrived; return once nothing is under way in the own vector."""
+        self.drain()
 
     def close(self) -> None:
         """Free the memory; collective, after everything has been drained."""
@@ -239,6 +229,16 @@ class InboxWindow:
         self._memory.compare_and_swap(self.rank, held, Word.FREE)
 
     # -- averaging -----------------------------------------------------------------------------
+
+    def _begin_average(self, peer: int, claim: int) -> Handle[bool]:
+        views = self._segment.peer(peer)
+        if views is not None and self.chronicle is None:
+            if not self._exchange_direct(*views):
+                return Handle.completed(self._left_out(peer, claim, views[0]))
+            return Handle.completed(self._publish_average(peer, claim))
+        return self._engine.spawn(
+            self._average_remote(peer, claim), f"an average of window {self.name!r} with {peer}"
+        )
 
     def _exchange_direct(self, x_peer: Vector, inbox: Vector) -> bool:
         """inbox_j = x_i - x_j, x_i -= inbox_j/2, chunk by chunk while it is in cache.
@@ -283,12 +283,18 @@ class InboxWindow:
         if self._scratch is None:
             self._scratch = torch.empty_like(self._segment.x)
         x, difference = self._segment.x, self._scratch
-        await self._segment.fetch_x(peer, difference)
+        if self.chronicle is None:
+            await self._segment.fetch_x(peer, difference)
+        else:
+            _, counters = await self._segment.read_whole(peer, difference)
+        await self.rest()
         if self._guard is not None and not (finite(difference) and finite(x)):
             return self._left_out(peer, claim, difference)
         for piece in self._segment.writing(MIXES):
             torch.sub(x[piece], difference[piece], out=difference[piece])
             x[piece].sub_(difference[piece], alpha=0.5)
+        if self.chronicle is not None:
+            self.chronicle.came(Kind.EXCHANGED, peer, counters[WRITES])
         self._segment.put_inbox(peer, difference)
         return self._publish_average(peer, claim)
 
@@ -299,7 +305,32 @@ class InboxWindow:
         assert difference is not None
         self._segment.apply(difference, MIXES, alpha=0.5, change=-1)
 
-    # -- adding --------------------------------------------------------------------------------
+    # -- reading and adding --------------------------------------------------------------------
+
+    async def _get_remote(self, rank: int, told: Told = None) -> tuple[Vector, int]:
+        out = torch.empty(self._segment.dims[rank], dtype=self.dtype)
+        _, counters = await self._segment.read_whole(rank, out, lambda: self._gone(rank))
+        if told is not None:
+            told(counters[WRITES])
+        return out, counters[VERSION]
+
+    def _add_own(self, v: Vector) -> Handle[None]:
+        if self._held_for_others:
+            self._look_at(v, self.rank)
+        self.drain()
+        self._segment.apply(v, VERSION)
+        return Handle.completed(None)
+
+    def _look_at(self, v: Vector, rank: int) -> None:
+        """Let nothing be added that is not finite, of what reaches others."""
+        if self._guard is not None:
+            self._guard.leaving(v, self._added_to(rank))
+
+    def _added_to(self, rank: int) -> str:
+        return f"what is added to window {self.name!r} of rank {rank}"
+
+    async def _fill_inbox(self, rank: int, v: Vector) -> None:
+        self._segment.put_inbox(rank, v)
 
     async def _add_remote(self, rank: int, v: Vector, previous: Handle[None] | None) -> None:
         if previous is not None:  # by its flag alone: awaiting it would nest as deep as the queue
@@ -317,7 +348,7 @@ class InboxWindow:
         )
         if self._gone(rank):
             return
-        self._segment.put_inbox(rank, v)
+        await self._fill_inbox(rank, v)
         full = Word.FULL_ADD.by(self.rank, generation)
         if not self._publish(rank, claim, Word.FULL_ADD):
             raise RuntimeError(
@@ -333,8 +364,8 @@ class InboxWindow:
         return False
 
     def _check(self, v: Vector, dim: int) -> None:
-        if v.dtype != self.dtype or v.shape != (dim,) or v.device.type != "cpu":
+        if v.dtype != self.dtype or v.shape != (dim,) or v.device != self.device:
             raise ValueError(
-                f"rank {self.rank}: window {self.name!r} holds ({dim},) {self.dtype} on the CPU, "
-                f"got {tuple(v.shape)} {v.dtype} on {v.device}"
+                f"rank {self.rank}: window {self.name!r} holds ({dim},) {self.dtype} on "
+                f"{self.device}, got {tuple(v.shape)} {v.dtype} on {v.device}"
             )

@@ -6,23 +6,28 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
 from mpimomentum.base_worker import BaseWorker
+from mpimomentum.codecs.arrays import as_tensor
 from mpimomentum.measures import Seconds, Traffic
 from mpimomentum.topology import Topology
 from mpimomentum.transport.accumulate import AccumulateWindow
 from mpimomentum.transport.clocks import ClockReading, compare_clocks
 from mpimomentum.transport.counter import FetchAddCounter
+from mpimomentum.transport.lane import Lane, lane_of
 from mpimomentum.transport.mailbox import PointToPoint
 from mpimomentum.transport.mean_gradient import MeanGradients
 from mpimomentum.transport.node_shared import NodeShared, require_room
+from mpimomentum.transport.placement import OF_DEVICE
 from mpimomentum.transport.progress import Coro, Task
 from mpimomentum.transport.request_word import RequestWord
-from mpimomentum.transport.session import Session
+from mpimomentum.transport.session import CPU, Device, Session
 from mpimomentum.transport.side_channel import SideChannel
+from mpimomentum.transport.staging import Probe, untried
 from mpimomentum.transport.sums import AccumulateSums
 from mpimomentum.transport.window import InboxWindow
 from mpimomentum.worker import Batch, Handle, Objective, Vector
@@ -58,12 +63,23 @@ class MPIWorker(Session, BaseWorker):
         Longest wait before the watchdog ends the job.
     backoff_s : float
         Nap between two polls when nothing moves.
+    device, make_lane, staging, probe
+        As of :class:`Session`.
+
+    Attributes
+    ----------
+    about_device : mapping
+        What a run says of the ranks' devices.
 
     Raises
     ------
     RuntimeError
         If MPI does not start, or starts as n jobs of one rank.
+    ValueError
+        On all ranks, if the device of one cannot be used.
     """
+
+    about_device: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -73,8 +89,12 @@ class MPIWorker(Session, BaseWorker):
         driver: str = "thread",
         timeout_s: float = 300.0,
         backoff_s: float = 200e-6,
+        device: Device = CPU,
+        make_lane: Callable[[torch.device], Lane] = lane_of,
+        staging: str | None = "auto",
+        probe: Probe = untried,
     ) -> None:
-        Session.__init__(self, driver, timeout_s, backoff_s)
+        Session.__init__(self, driver, timeout_s, backoff_s, device, make_lane, staging, probe)
         self._mean_gradients = MeanGradients(self._driver, self.collectives)
         self._began_s = time.monotonic()
         self._windows: list[InboxWindow | AccumulateWindow] = []
@@ -153,12 +173,27 @@ class MPIWorker(Session, BaseWorker):
         """Start a gradient on the program's thread, and average its parts as they come."""
         return self._engine.keep(self._mean_gradients.at(self.objective, x, batch))
 
+    async def numbers(self, v: Vector) -> list[float]:
+        """Return the elements of a short vector; of a device's once the lane has come so far."""
+        if not self.lane.holds(v):
+            return v.tolist()
+        copy = self.lane.staging(v.numel(), v.dtype)
+        self.lane.begin(lambda: copy.copy_(v, non_blocking=True))
+        await self.lane.done("numbers from the device", hold=(copy, v))
+        return copy.tolist()
+
     def compute(self, function: Callable[[], T], what: str) -> Handle[T]:
         """Start any other computation on the program's thread."""
         return self._driver.compute(function, what)
 
+    def _leaving(self, v: Vector, what: str) -> None:
+        """Look at what leaves; of what is on a device, the copy that leaves is looked at."""
+        if not self.lane.holds(v):
+            super()._leaving(v, what)
+
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum over all ranks."""
+        v = as_tensor(v)
         self._leaving(v, "what this rank brings to an allreduce")
         return self._engine.keep(self.collectives.allreduce(v))
 
@@ -168,16 +203,19 @@ class MPIWorker(Session, BaseWorker):
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather from all ranks."""
+        v = as_tensor(v)
         self._leaving(v, "what this rank brings to an allgather")
         return self._engine.keep(self.collectives.allgather(v))
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Exchange rows with all ranks."""
+        rows = as_tensor(rows)
         self._leaving(rows, "what this rank brings to an alltoall")
         return self._engine.keep(self.collectives.alltoall(rows))
 
     def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
         """Exchange with the neighbours of step `t`."""
+        v = as_tensor(v)
         self._leaving(v, "what this rank sends to its neighbours")
         t = self.step if t is None else t
         handle = self.collectives.neighbor_allgather(v, self.mixing(t), t)
@@ -193,17 +231,24 @@ class MPIWorker(Session, BaseWorker):
 
     def window(self, name: str, x0: Vector, kind: str = "inbox") -> InboxWindow | AccumulateWindow:
         """Make a window; `kind` "accumulate" takes element-wise atomic sums instead."""
+        x0 = as_tensor(x0)
         window: InboxWindow | AccumulateWindow
         if kind == "accumulate":
+            if self.lane.holds(x0):
+                raise ValueError(f"window {name!r}: kind 'accumulate' is for vectors of the host")
             window = AccumulateWindow(self.env, name, x0)
-        else:
+        elif self.staging.windows == "host":
             window = InboxWindow(self.env, self._engine, name, x0, self.guard)
+        else:
+            make = OF_DEVICE[self.staging.windows]
+            window = make(self.env, self._engine, self.lane, name, x0, self.guard)
         self._windows.append(window)
         return window
 
     def mailbox(self, name: str) -> PointToPoint:
         """Make a mailbox."""
-        mailbox = PointToPoint(self.env, self._engine, name, self.guard)
+        direct = self.staging.messages == "direct"
+        mailbox = PointToPoint(self.env, self._engine, name, self.lane, self.guard, direct=direct)
         self._mailboxes.append(mailbox)
         return mailbox
 
@@ -215,7 +260,9 @@ class MPIWorker(Session, BaseWorker):
 
     def sums(self, name: str, x0: Vector, rows: int) -> AccumulateSums:
         """Make sums."""
-        self._sums.append(AccumulateSums(self.env, name, x0, rows, self.guard))
+        x0 = as_tensor(x0)
+        sums = AccumulateSums(self.env, self._engine, self.lane, name, x0, rows, self.guard)
+        self._sums.append(sums)
         return self._sums[-1]
 
     def request_word(self) -> RequestWord:
@@ -263,11 +310,11 @@ class MPIWorker(Session, BaseWorker):
             self.spans.begin(time.monotonic, self._began_s)
         self._engine.begin_split(now_s, self._spent_before, self.spans)
 
-    def end_spans(self) -> Seconds:
-        """End the spans of the run; return :meth:`time_split`, which they come to."""
+    def end_spans(self) -> tuple[float, Seconds]:
+        """End the spans of the run; return :meth:`now_s`, and the time split, which come to it."""
         now_s = time.monotonic()
         self._engine.end_spans(now_s)
-        return self._engine.split_until(now_s)
+        return now_s - self._began_s, self._engine.split_until(now_s)
 
     async def compare_clocks(self, clock: Callable[[], float]) -> ClockReading:
         """Compare `clock` with that of rank 0. Collective."""
@@ -307,7 +354,7 @@ class MPIWorker(Session, BaseWorker):
             if total != before:
                 before, changed_s = total, time.monotonic()
         for window in self._windows:
-            window.drain()
+            await window.rest()
         await self.collectives.barrier()
 
     async def release(self) -> None:
