@@ -6,9 +6,9 @@ Each worker, with no barrier::
     meanwhile average with one random neighbour j:  x_i, x_j <- (x_i + x_j)/2
     m_i <- mu m_i + G_i(x_hat);  x_i <- x_i - lr m_i        (on the possibly changed x_i)
 
-The average is the paper's (``paired``) or never waits (``lockfree``), see ``pair_exchange.py``. The
-staleness tau is the paper's: updates made by *all* workers between the read of x_hat and its use;
-n - 1 in the mean while all n work. ``mu="auto"`` goes by it, see ``auto_momentum.py``.
+The average is the paper's (``paired``, also in fewer bytes: ``wire``) or never waits
+(``lockfree``), see ``pair_exchange.py``. tau is the paper's: updates made by *all* workers between
+the read of x_hat and its use; n - 1 in the mean. ``mu="auto"`` goes by it: ``auto_momentum.py``.
 
 Deviation: the paper has no momentum (mu = 0) and begins an average at every step, not every
 ``local_steps``-th, the k-th on the graph of step k. ``reweight`` (ours) scales G_i by 1/(n p_i),
@@ -25,10 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mpimomentum.algorithms import auto_momentum, secant
-from mpimomentum.algorithms.checks import at_least_one, not_negative, one_of
-from mpimomentum.algorithms.pair_exchange import State, answer, average, start
+from mpimomentum.algorithms import auto_momentum, paired, secant
+from mpimomentum.algorithms.pair_exchange import State, average, check, start
 from mpimomentum.codecs import mix
+from mpimomentum.codecs.wire import Wire
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -47,6 +47,8 @@ class ADPSGD:
         Undo the bias towards fast workers' data.
     local_steps : int
         Steps from one average begun here to the next.
+    wire : {"float32", "bf16", "int8"}
+        How vectors travel.
     mu_max : float
         Most that "auto" chooses.
     auto_lr : bool
@@ -58,6 +60,7 @@ class ADPSGD:
     variant: Literal["lockfree", "paired"] = "lockfree"
     reweight: bool = False
     local_steps: int = 1
+    wire: Wire = "float32"
     mu_max: float = auto_momentum.MU_MAX
     auto_lr: bool = False
 
@@ -65,10 +68,7 @@ class ADPSGD:
     synchronous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        not_negative("lr", self.lr)
-        auto_momentum.check(self)
-        one_of("variant", self.variant, ("lockfree", "paired"))
-        at_least_one("local_steps", self.local_steps)
+        check(self)
 
     @property
     def requires(self) -> Requires:
@@ -77,7 +77,7 @@ class ADPSGD:
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0 without momentum."""
-        return start(w, x0, auto=self.mu == "auto")
+        return start(self, w, x0)
 
     async def step(self, w: Worker, s: State) -> None:
         """Gossip while the gradient at the old model is computed, then apply it to the new one."""
@@ -89,7 +89,7 @@ class ADPSGD:
         g = await gradient
         ticket = await s.updates.fetch_add(1)
         lr = w.lr * ((ticket + 1) / (w.size * (w.step + 1)) if self.reweight else 1)  # 1/(n p_i)
-        lr, mu, why = secant.local(self, w, s, g, lr, ticket - began)
+        lr, mu, why = await secant.local(self, w, s, g, lr, ticket - began)
         for x, now in s.x.writing():
             mix.heavy_ball(x, s.m[now], g[now], mix.part(lr, now), mu)
         w.record(tau=ticket - began, mixes=s.mixes - mixes, peer=peer, **why)
@@ -97,4 +97,4 @@ class ADPSGD:
     async def serve(self, w: Worker, s: State) -> None:
         """Answer active workers (paired)."""
         while self.variant == "paired" and not w.active:
-            await answer(w, s)
+            await paired.answer(self, w, s)

@@ -5,10 +5,10 @@ push was applied. The server applies gradients in order of arrival::
 
     x_{k+1} = x_k - lr G(x_{k - tau_k}) + mu (x_k - x_{k-1}),    x_{-1} = x_0
 
-Momentum uses *fresh* iterates; only the gradient is stale. tau_k = server updates between the model
-that a worker was given and the application of its push: n - 1 in the mean. mu = 0 is A-PSGD. With k
-servers each serves a shard of x, whose tau is its own. ``parameter_server.py`` says what the ranks
-do, ``momentum_sums.py`` how it goes without a server, ``auto_momentum.py`` what mu="auto" is.
+Momentum uses *fresh* iterates; only the gradient is stale: tau_k server updates lie between the
+model that a worker was given and the application of its push, n - 1 in the mean. mu = 0 is A-PSGD.
+Each of k servers has a shard of x, with a tau of its own. See ``parameter_server.py``; mode="sums":
+``momentum_sums.py``; mu="auto": ``auto_momentum.py``; ``wire``: ``compressed_server.py``.
 
 References
 ----------
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from mpimomentum.algorithms import auto_momentum, momentum_sums, parameter_server, server_ranks
 from mpimomentum.algorithms.staleness_weights import Weighting
+from mpimomentum.codecs.wire import Wire
 from mpimomentum.worker import Requires, Vector, Worker
 
 
@@ -50,6 +51,8 @@ class AsyncServer:
         Workers whose mean gradient is one update.
     mode : {"server", "sums"}
         Whether ranks serve, or all add to sums that make the same recursion of tickets.
+    wire : {"float32", "bf16", "int8", "sign"}
+        How vectors travel.
     mu_max : float
         Most that "auto" chooses.
     auto_lr : bool
@@ -65,6 +68,7 @@ class AsyncServer:
     weight_momentum: bool = False
     quorum: int = 1
     mode: Literal["server", "sums"] = "server"
+    wire: Wire = "float32"
     mu_max: float = auto_momentum.MU_MAX
     auto_lr: bool = False
 
@@ -72,16 +76,12 @@ class AsyncServer:
     synchronous: ClassVar[bool] = False
     requires: ClassVar[Requires] = "none"
 
+    roles = server_ranks.roles
+
     def __post_init__(self) -> None:
         server_ranks.check(self)
 
-    def roles(self, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return (workers, servers)."""
-        return server_ranks.roles(self, size)
-
-    @property
-    def _ranks(self) -> Any:
-        return momentum_sums if self.mode == "sums" else parameter_server
+    _ranks = property(lambda a: momentum_sums if a.mode == "sums" else parameter_server)
 
     def init(self, w: Worker, x0: Vector) -> Any:
         """Publish x0."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mpimomentum.algorithms.checks import momentum
 from mpimomentum.algorithms.stability import largest_a, largest_mu
-from mpimomentum.worker import Vector
+from mpimomentum.worker import Vector, Worker
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.ad_psgd import ADPSGD
@@ -80,14 +80,14 @@ class Edge:
         return min(1.0, largest_a(0.0, self.tau) / (SAFETY * self.a)) if self.a else 1.0
 
 
-def served(
-    a: AsyncServer, edge: Edge | None, tau: float, update: Vector
+async def served(
+    a: AsyncServer, w: Worker, edge: Edge | None, tau: float, update: Vector
 ) -> tuple[float, dict[str, float]]:
     """Return the momentum of a server's update, and what to record of it."""
     if edge is None:
         assert a.mu != "auto"
         return a.mu, {}
-    over, under = update[-2:].tolist()
+    over, under = await w.numbers(update[-2:])
     edge.see(tau, over, under)
     mu = edge.mu(a.mu_max)
     return mu, {"mu": mu, "lr_h": edge.a}

@@ -6,7 +6,8 @@ Two variants with different fixed points::
     atc (adapt then combine):             x_i <- sum_j W_ij (x_j - lr G_j(x_j))
 
 The gradient is taken at the model *before* mixing in both. cta sends the old model, which is known
-before the gradient, so the exchange runs while the gradient is computed.
+before the gradient, so the exchange runs while the gradient is computed. ``wire``: models travel
+in fewer bytes, see ``replicas.py``.
 
 References
 ----------
@@ -19,9 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mpimomentum.algorithms import replicas
 from mpimomentum.algorithms.checks import not_negative, one_of
-from mpimomentum.algorithms.gossip import mixed
-from mpimomentum.worker import Mean, Requires, Vector, Worker
+from mpimomentum.codecs.wire import Wire
+from mpimomentum.worker import Fresh, Mean, Requires, Vector, Worker
 
 
 @dataclass
@@ -29,6 +31,7 @@ class State:
     """What one rank keeps."""
 
     x: Mean[Vector]  # (d,) this rank's iterate
+    replicas: Fresh[Vector | None] = None  # (k, d) what neighbours know, if not all; replicas.py
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,13 @@ class DPSGD:
     lr : float
         Step size (the paper's γ).
     variant : {"cta", "atc"}
+    wire : {"float32", "bf16", "int8"}
+        How vectors travel.
     """
 
     lr: float
     variant: Literal["cta", "atc"] = "cta"
+    wire: Wire = "float32"
 
     name: ClassVar[str] = "d-psgd"
     synchronous: ClassVar[bool] = True
@@ -52,20 +58,24 @@ class DPSGD:
     def __post_init__(self) -> None:
         not_negative("lr", self.lr)
         one_of("variant", self.variant, ("cta", "atc"))
+        replicas.check(self.wire)
 
     def init(self, w: Worker, x0: Vector) -> State:
         """Start at x0."""
-        return State(x=x0.clone())
+        return State(x=x0.clone(), replicas=replicas.start(w, x0, self.wire))
 
     async def step(self, w: Worker, s: State) -> None:
         """Mix with the neighbours of this step and descend."""
         weights = w.mixing(w.step).in_weights
         gradient = w.gradient(s.x, w.sample())
         if self.variant == "cta":
-            models = w.neighbor_allgather(s.x)
+            models = replicas.send(w, s.x, s.replicas, self.wire)
             g = await gradient
-            s.x = mixed(weights, await models).sub_(w.lr * g)
+            x = replicas.combine(w, weights, s.x, await models, s.replicas, self.wire)
+            s.x = x.sub_(w.lr * g)
         else:
             g = await gradient
-            s.x = mixed(weights, await w.neighbor_allgather(s.x - w.lr * g))
+            x = s.x - w.lr * g
+            models = replicas.send(w, x, s.replicas, self.wire)
+            s.x = replicas.combine(w, weights, x, await models, s.replicas, self.wire)
         w.record(tau=0)

@@ -63,7 +63,7 @@ def check(wanted: bool, scale: str, adversaries: Mapping[int, str]) -> None:
 
 def start(w: Worker, x0: Vector, m: Vector, sizes: Sequence[int]) -> State:
     """Return the State at x0 with momentum `m`, without errors; scales of segments of `sizes`."""
-    ends = torch.tensor([n for n in sizes if n], device=x0.device).cumsum(0)
+    ends = torch.tensor([n for n in sizes if n]).cumsum(0).to(x0.device)
     return State(
         x=x0.clone(),
         m=m,

@@ -37,11 +37,12 @@ async def descend(w: Worker, x: Vector, slices: Vector) -> Vector:
     return votes
 
 
-def agreement(w: Worker, votes: Vector, dim: int) -> dict[str, float]:
+async def agreement(w: Worker, votes: Vector, dim: int) -> dict[str, float]:
     """Return, now and then, the share of votes on this rank's slice that are the majority's."""
     here = own_slice(w, dim)
     if w.step % AGREEMENT_EVERY or here.start == here.stop:
         return {}
     lead = sign.margin(votes, 8 * votes.shape[1])[: here.stop - here.start]
-    mean = int(lead.abs_().sum()) / len(lead)
+    (total,) = await w.numbers(lead.abs_().sum().reshape(1))
+    mean = total / len(lead)
     return {"agreement": (1 + mean / w.size) / 2}

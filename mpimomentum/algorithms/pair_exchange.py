@@ -1,7 +1,7 @@
 """AD-PSGD's State, and its averages of two models: the paper's, and one without waiting.
 
 ``paired``: an exchange is atomic, both ends leave with the mean. The graph is bipartite; *active*
-workers begin exchanges, *passive* ones only answer, so that no wait-cycle can form.
+workers begin exchanges, *passive* ones only answer, so that no wait-cycle can form (``paired.py``).
 ``lockfree``: one-sided, through windows that conserve the sum; a busy peer is passed over.
 """
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mpimomentum.algorithms import auto_momentum, paired
+from mpimomentum.algorithms.checks import at_least_one, not_negative, one_of
 from mpimomentum.algorithms.secant import Secant
 from mpimomentum.worker import Counter, Fresh, Mailbox, Mean, Scaled, Vector, Window, Worker
 
@@ -30,6 +32,7 @@ class State:
     requests: Mailbox  # models from active workers (paired)
     replies: Mailbox  # means from passive workers (paired)
     secant: Fresh[Secant | None]  # with mu="auto"
+    replicas: Fresh[Vector | None]  # (k, d) of the active end of each edge, if compressed
     exchanges: Fresh[int] = 0  # averages so far (paired; a window counts its own)
 
     @property
@@ -38,7 +41,16 @@ class State:
         return self.x.mixes + self.exchanges
 
 
-def start(w: Worker, x0: Vector, auto: bool) -> State:
+def check(a: ADPSGD) -> None:
+    """Refuse hyper-parameters that cannot be."""
+    not_negative("lr", a.lr)
+    auto_momentum.check(a)
+    one_of("variant", a.variant, ("lockfree", "paired"))
+    at_least_one("local_steps", a.local_steps)
+    paired.check(a)
+
+
+def start(a: ADPSGD, w: Worker, x0: Vector) -> State:
     """Make the windows, mailboxes and counters. Collective."""
     return State(
         x=w.window("x", x0),
@@ -47,7 +59,8 @@ def start(w: Worker, x0: Vector, auto: bool) -> State:
         updates=w.counter("updates"),
         requests=w.mailbox("requests"),
         replies=w.mailbox("replies"),
-        secant=Secant.start(x0) if auto else None,
+        secant=Secant.start(x0) if a.mu == "auto" else None,
+        replicas=paired.start(a, w, x0),
     )
 
 
@@ -60,12 +73,11 @@ def neighbors(w: Worker, t: int) -> list[int]:
 async def average(a: ADPSGD, w: Worker, s: State) -> int:
     """Average with a neighbour if that is due at this step; -1 if not, or nobody was free."""
     k, left = divmod(w.step + 1, a.local_steps)
-    if left:
-        return -1
-    return await (average_with_someone if a.variant == "lockfree" else ask)(w, s, k - 1)
+    begin = average_with_someone if a.variant == "lockfree" else ask
+    return -1 if left else await begin(a, w, s, k - 1)
 
 
-async def average_with_someone(w: Worker, s: State, t: int) -> int:
+async def average_with_someone(_: ADPSGD, w: Worker, s: State, t: int) -> int:
     """Average with the first neighbour of step `t`, in random order, that is free, or -1."""
     for j in w.rng.permutation(neighbors(w, t)).tolist():
         if await s.x.average(j):
@@ -73,23 +85,12 @@ async def average_with_someone(w: Worker, s: State, t: int) -> int:
     return -1  # all busy: never wait
 
 
-async def ask(w: Worker, s: State, t: int) -> int:
-    """Send the model to a passive neighbour of step `t` and take over the mean it answers with."""
+async def ask(a: ADPSGD, w: Worker, s: State, t: int) -> int:
+    """Average with a passive neighbour of step `t`; -1 if there is none, or this one is passive."""
     passive = neighbors(w, t) if w.active else []
     if not passive:
         return -1
     j = int(w.rng.choice(passive))
-    mine = s.x.read()
-    await s.requests.send(j, mine)
-    _, _, mean = await s.replies.recv()
-    await s.x.add(w.rank, mean.sub_(mine))
+    await paired.ask(a, w, s, j)
     s.exchanges += 1
     return j
-
-
-async def answer(w: Worker, s: State) -> None:
-    """Answer the next active worker: both ends leave with the mean."""
-    source, _, theirs = await s.requests.recv()
-    await s.x.add(w.rank, (theirs - s.x.read()).mul_(0.5))
-    s.exchanges += 1
-    await s.replies.send(source, s.x.read())

@@ -22,6 +22,7 @@ from mpimomentum.worker import Vector, Worker
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.ad_psgd import ADPSGD
+    from mpimomentum.algorithms.async_server import AsyncServer
     from mpimomentum.algorithms.pair_exchange import State
 
 
@@ -40,11 +41,12 @@ class Secant:
         """Return that of a worker without a gradient yet."""
         return cls(x0.clone(), torch.zeros_like(x0), torch.zeros_like(x0), Edge())
 
-    def measure(
-        self, x: Vector, g: Vector, lr: float | Vector, auto_lr: bool
+    async def measure(
+        self, w: Worker, x: Vector, g: Vector, lr: float | Vector, auto_lr: bool
     ) -> tuple[float, float, float]:
         """Return how much of lr to take, and with that u·lr(g - g') and u·(x - x')."""
-        over, under = float(self.u @ (lr * (g - self.g))), float(self.u @ (x - self.x))
+        products = self.u @ (lr * (g - self.g)), self.u @ (x - self.x)
+        over, under = await w.numbers(torch.stack(products))
         self.x.copy_(x)
         self.g.copy_(g)
         self.edge.see(self.tau, over, under)
@@ -60,7 +62,14 @@ class Secant:
         self.tau = tau
 
 
-def local(
+async def measurements(
+    a: AsyncServer, w: Worker, secant: Secant | None, x: Vector, g: Vector
+) -> tuple[float, ...]:
+    """Return what :meth:`Secant.measure` does, and without one that all of lr is taken."""
+    return (1.0,) if secant is None else await secant.measure(w, x, g, w.lr, a.auto_lr)
+
+
+async def local(
     a: ADPSGD, w: Worker, s: State, g: Vector, lr: float | Vector, tau: int
 ) -> tuple[float | Vector, float, dict[str, float]]:
     """Return the step size and the momentum of an AD-PSGD update, and what to record of them."""
@@ -68,7 +77,7 @@ def local(
         assert a.mu != "auto"
         return lr, a.mu, {}
     s.secant.tau = max(0.0, (tau - (w.size - 1) / 2) / w.size)
-    scale, _, _ = s.secant.measure(s.x_hat, g, lr, a.auto_lr)
+    scale, _, _ = await s.secant.measure(w, s.x_hat, g, lr, a.auto_lr)
     lr, mu = scale * lr, s.secant.edge.mu(a.mu_max, scale)
     s.secant.moved(s.x.read(), -mu * (lr * s.m), s.secant.tau)
     return lr, mu, {"mu": mu, "lr_h": scale * s.secant.edge.a}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpimomentum.algorithms import auto_momentum, staleness_weights
 from mpimomentum.algorithms.checks import at_least_one, not_negative, one_of
+from mpimomentum.codecs import wire
 
 if TYPE_CHECKING:
     from mpimomentum.algorithms.async_server import AsyncServer
@@ -17,6 +18,12 @@ def check(a: AsyncServer) -> None:
     """Refuse what cannot be done on any number of ranks."""
     not_negative("lr", a.lr)
     one_of("mode", a.mode, ("server", "sums"))
+    one_of("wire", a.wire, ("float32", *wire.FORMATS))
+    if a.mode == "sums" and a.wire != "float32":
+        raise ValueError(
+            f"wire={a.wire!r}: with mode='sums' ranks add numbers to each other's memory, which "
+            "takes them whole; use mode='server' with it"
+        )
     auto_momentum.check(a)
     staleness_weights.check(a.weighting, a.decay, a.weight_momentum)
     if a.servers < 1:
@@ -29,6 +36,11 @@ def check(a: AsyncServer) -> None:
 
 
 def _check_auto(a: AsyncServer) -> None:
+    if a.wire == "sign":
+        raise ValueError(
+            "wire='sign': mu='auto' measures what pushes do, and signs do something else; use "
+            "wire='int8', or give mu a number"
+        )
     if a.mode == "sums":
         raise ValueError(
             "mode='sums': mu='auto' changes from update to update, which sums cannot undo; give mu "

@@ -97,4 +97,4 @@ class Signum:
             sign.pack(g, out=bits)
         disturb(bits, len(s.x), parse(self.adversaries).get(w.rank), w.rng)
         votes = await vote.descend(w, s.x, slices)
-        return w.record(tau=0, **vote.agreement(w, votes, len(s.x)))
+        return w.record(tau=0, **await vote.agreement(w, votes, len(s.x)))
