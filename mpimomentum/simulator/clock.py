@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
+
+Operation: TypeAlias = Literal["message", "average", "exchange", "collective"]
+"""What a message is a part of: a mailbox's or a read or an add; a pair's average; an exchange with
+neighbours; a collective."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation costs, beside a message of as many bytes.
+
+    Parameters
+    ----------
+    latency, nbytes : float
+        Factors on the latency, and on the bytes.
+    """
+
+    latency: float = 1.0
+    nbytes: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("latency", "nbytes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"cost: {name}={getattr(self, name)!r} must be above 0, finite")
+
+
+MESSAGE = Cost()
 
 
 @dataclass(frozen=True)
@@ -25,11 +53,27 @@ class Clock:
     latency_s : float
         Seconds until the first byte of a message arrives; an atomic costs it each way.
     bandwidth_Bps : float
-        Bytes per second of a link.
+        Bytes per second of a node's link into the network, each way.
     network : str
-        ``full``: each rank has a link of its own into a network that never blocks.
-        ``shared``: all messages take turns on one link. ``fat-tree:K``: K ranks on a switch, each
-        switch has one uplink of `bandwidth_Bps` to the others.
+        ``full``: each node has a link of its own into a network that never blocks. ``shared``: one
+        link for all messages between nodes. ``fat-tree:K:R``: K nodes on a switch, whose uplink
+        carries the R-th part of what they can send; ``fat-tree:K`` is ``fat-tree:K:K``, an uplink
+        like a node's link.
+    slow_links : mapping
+        rank -> factor on the time that its link takes, latency and bytes.
+    gpus_per_node : int
+        Ranks on a node, in order; they share its link.
+    node_latency_s, node_bandwidth_Bps : float
+        Of messages within a node: each rank's own link there, each way.
+    node_total_Bps : float
+        Of all messages within a node together: its memory.
+    update_s : float
+        Seconds that each gradient takes besides, on every rank alike: the update, hand-overs.
+    costs : mapping
+        operation -> :class:`Cost`, where it is not that of a message.
+    parameters : float, optional
+        Messages take the time of a model of so many parameters, however short the vectors are that
+        are computed with: each has ``parameters / dim`` times its bytes.
     seed : int
         Of the jitter.
 
@@ -45,28 +89,71 @@ class Clock:
     bandwidth_Bps: float = math.inf  # noqa: N815  # bytes per second, unlike bps
     network: str = "full"
     seed: int = 0
+    slow_links: Mapping[int, float] = field(default_factory=dict)
+    gpus_per_node: int = 1
+    node_latency_s: float = 0.0
+    node_bandwidth_Bps: float = math.inf  # noqa: N815
+    node_total_Bps: float = math.inf  # noqa: N815
+    update_s: float = 0.0
+    costs: Mapping[Operation, Cost] = field(default_factory=dict)
+    parameters: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("compute_s", "jitter", "latency_s"):
+        for name in ("compute_s", "jitter", "latency_s", "node_latency_s", "update_s"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"clock: {name}={value!r} must be finite and not negative")
-        if not self.bandwidth_Bps > 0:
-            raise ValueError(f"clock: bandwidth_Bps={self.bandwidth_Bps!r} must be above 0")
-        for rank, factor in self.slow.items():
-            if not 0 < factor < math.inf:
-                raise ValueError(f"clock: rank {rank} slow by {factor!r}: must be above 0, finite")
-        _ = self.switch_size
+        for name in ("bandwidth_Bps", "node_bandwidth_Bps", "node_total_Bps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"clock: {name}={getattr(self, name)!r} must be above 0")
+        for what, factors in (("", self.slow), ("link of ", self.slow_links)):
+            for rank, factor in factors.items():
+                if not 0 < factor < math.inf:
+                    raise ValueError(
+                        f"clock: {what}rank {rank} slow by {factor!r}: must be above 0, finite"
+                    )
+        if self.gpus_per_node < 1:
+            raise ValueError(f"clock: gpus_per_node={self.gpus_per_node!r}: at least 1 is needed")
+        if self.parameters is not None and not 0 < self.parameters < math.inf:
+            raise ValueError(f"clock: parameters={self.parameters!r} must be above 0 and finite")
+        _ = self.fat_tree
 
     @property
-    def switch_size(self) -> int | None:
-        """K of ``fat-tree:K``."""
-        kind, _, k = self.network.partition(":")
+    def fat_tree(self) -> tuple[int, float] | None:
+        """Nodes on a switch and over-subscription of ``fat-tree:K:R``."""
         if self.network in ("full", "shared"):
             return None
-        if kind == "fat-tree" and k.isdigit() and int(k) > 0:
-            return int(k)
-        raise ValueError(f"clock: network={self.network!r}: choose full, shared or fat-tree:K")
+        found = re.fullmatch(r"fat-tree:([1-9]\d{0,8})(?::(\d+\.?\d*))?", self.network)
+        if found is None or not float(found[2] or 1) > 0:
+            raise ValueError(
+                f"clock: network={self.network!r}: choose full, shared, fat-tree:K or fat-tree:K:R "
+                "(K nodes on a switch, over-subscribed by R)"
+            )
+        return int(found[1]), float(found[2] or found[1])
+
+    def cost(self, operation: Operation) -> Cost:
+        """Return what an operation costs."""
+        return self.costs.get(operation, MESSAGE)
+
+    def check(self, size: int) -> None:
+        """Refuse what does not go with `size` ranks.
+
+        Raises
+        ------
+        ValueError
+        """
+        for name, factors in (("slow", self.slow), ("slow_links", self.slow_links)):
+            for rank in factors:
+                if not 0 <= rank < size:
+                    raise ValueError(
+                        f"clock: {name}={dict(factors)} names rank {rank}, but the ranks are 0 to "
+                        f"{size - 1}"
+                    )
+        if size % self.gpus_per_node:
+            raise ValueError(
+                f"clock: {size} ranks on nodes of gpus_per_node={self.gpus_per_node} leave a node "
+                "partly empty: choose a multiple"
+            )
 
 
 class ComputeTimes:
@@ -80,12 +167,13 @@ class ComputeTimes:
 
     def __init__(self, clock: Clock, rank: int) -> None:
         self._mean_s = clock.compute_s * clock.slow.get(rank, 1.0)
+        self._update_s = clock.update_s
         self._jitter = clock.jitter
         self._rng = np.random.default_rng(np.random.SeedSequence(clock.seed, spawn_key=(rank,)))
 
     def draw_s(self) -> float:
         """Return the duration of the next gradient."""
         if self._jitter == 0:
-            return self._mean_s
+            return self._mean_s + self._update_s
         shape = self._jitter**-2
-        return self._mean_s * float(self._rng.gamma(shape, 1 / shape))
+        return self._mean_s * float(self._rng.gamma(shape, 1 / shape)) + self._update_s

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from mpimomentum.chronicle import Kind, WindowChronicle
 from mpimomentum.measures import Traffic
 from mpimomentum.non_finite import finite
 from mpimomentum.worker import Handle, Vector
@@ -30,7 +31,17 @@ class VirtualWindow:
         Copied.
     parts : list
         The windows of all ranks; this one enters itself.
+
+    Attributes
+    ----------
+    chronicle : WindowChronicle, optional
+        Of a run that is recorded.
+    writes : int
+        Changes of the own vector.
     """
+
+    chronicle: WindowChronicle | None = None
+    recordable: ClassVar[bool] = True
 
     def __init__(
         self, simulation: Simulation, name: str, rank: int, x0: Vector, parts: list[Any]
@@ -38,7 +49,7 @@ class VirtualWindow:
         self.name = name
         self.rank = rank
         self.dim = x0.numel()
-        self.version = self.mixes = 0
+        self.version = self.mixes = self.writes = 0
         self.attempts = self.busy = 0
         self.traffic = Traffic()
         self._simulation = simulation
@@ -46,8 +57,8 @@ class VirtualWindow:
         self._x = x0.clone()
         self._nbytes = x0.numel() * x0.element_size()
         self._claimed = False  # the word: FREE or not
-        self._inbox: Vector | None = None  # full if not None
-        self._adds: collections.deque[tuple[Vector, Handle[None]]] = collections.deque()
+        self._inbox: tuple[Vector, int] | None = None  # full if not None; from whom
+        self._adds: collections.deque[tuple[Vector, Handle[None], int]] = collections.deque()
         self._parts: list[VirtualWindow] = parts
         parts[rank] = self
 
@@ -59,10 +70,18 @@ class VirtualWindow:
     def drain(self) -> None:
         """Apply what the inbox holds, then free it."""
         if self._inbox is not None:
-            self._x += self._inbox
+            e, source = self._inbox
+            self._x += e
             self._inbox = None
             self.mixes += 1
+            self._written(Kind.AVERAGED, source)
             self._free()
+
+    def _written(self, kind: Kind, who: int, value: int = 0) -> None:
+        """Count a change that another rank has part in."""
+        self.writes += 1
+        if self.chronicle is not None:
+            self.chronicle.came(kind, who, value)
 
     def get(self, rank: int) -> Handle[tuple[Vector, int]]:
         """Read `rank`'s vector with its version, both as of when the request gets there."""
@@ -70,13 +89,16 @@ class VirtualWindow:
             return Handle.completed((self.read(), self.version))
         handle: Handle[tuple[Vector, int]] = Handle(f"a read of rank {rank}")
         self.traffic.count(self._parts[rank]._nbytes)
-        self._worker.travel(self._get(rank, handle))
+        told = None if self.chronicle is None else self.chronicle.reading(rank)
+        self._worker.travel(self._get(rank, handle, told))
         return handle
 
-    async def _get(self, rank: int, handle: Handle[tuple[Vector, int]]) -> None:
+    async def _get(self, rank: int, handle: Handle[tuple[Vector, int]], told: Any) -> None:
         peer = self._parts[rank]
-        await self._simulation.delay(self._simulation.latency_s)
+        await self._simulation.delay(self._simulation.network.latency_s(self.rank, rank))
         value = (peer.read(), peer.version)
+        if told is not None:
+            told(peer.writes)
         await self._simulation.transfer(rank, self.rank, peer._nbytes)
         handle.resolve(value)
 
@@ -89,6 +111,7 @@ class VirtualWindow:
             self.drain()
             self._x += v
             self.version += 1
+            self.writes += 1
             return Handle.completed(None)
         handle: Handle[None] = Handle(f"an add to rank {rank}")
         self.traffic.count(v.numel() * v.element_size())
@@ -101,14 +124,15 @@ class VirtualWindow:
         self.drain()
         yield self._x, slice(0, self.dim)
         self.version += 1
+        self.writes += 1
 
     async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
         await self._simulation.transfer(self.rank, peer.rank, v.numel() * v.element_size())
         applied: Handle[None] = Handle(f"the inbox of rank {peer.rank}")
-        peer._adds.append((v, applied))
+        peer._adds.append((v, applied, self.rank))
         peer._apply_adds()
         await applied
-        await self._simulation.delay(self._simulation.latency_s)
+        await self._simulation.delay(self._simulation.network.latency_s(peer.rank, self.rank))
         handle.resolve(None)
 
     def restore(self, x: Vector, version: int, mixes: int) -> None:
@@ -130,7 +154,9 @@ class VirtualWindow:
         held: list[VirtualWindow] = []
         for window in sorted((self, peer), key=lambda w: w.rank):
             if window is peer:
-                await simulation.delay(simulation.latency_s)
+                await simulation.delay(
+                    simulation.network.latency_s(self.rank, peer.rank, "average")
+                )
             if window._claimed:
                 self._give_up(held)
                 handle.resolve(False)
@@ -138,8 +164,9 @@ class VirtualWindow:
             window._claimed = True
             held.append(window)
         self.traffic.count(2 * self._nbytes, 2)
-        theirs = peer._x.clone()  # read when the claim gets there, not when the answer arrives
-        await simulation.transfer(peer.rank, self.rank, self._nbytes)
+        # read when the claim gets there, not when the answer arrives
+        theirs, writes = peer._x.clone(), peer.writes
+        await simulation.transfer(peer.rank, self.rank, self._nbytes, "average")
         if not self._all_finite(peer, theirs):
             self._give_up(held)
             handle.resolve(False)
@@ -147,8 +174,9 @@ class VirtualWindow:
         e = (self._x - theirs).mul_(0.5)
         self._x -= e
         self.mixes += 1
-        await simulation.transfer(self.rank, peer.rank, self._nbytes)
-        peer._inbox = e  # published; its owner applies it in an event of its own
+        self._written(Kind.EXCHANGED, peer.rank, writes)
+        await simulation.transfer(self.rank, peer.rank, self._nbytes, "average")
+        peer._inbox = e, self.rank  # published; its owner applies it in an event of its own
         self._free()
         simulation.arrived()
         simulation.at(simulation.now_s, peer.drain)
@@ -179,9 +207,10 @@ class VirtualWindow:
     def _apply_adds(self) -> None:
         """Apply what waits for the inbox, all of it, in order of arrival, unless it is claimed."""
         while self._adds and not self._claimed:
-            v, applied = self._adds.popleft()
+            v, applied, source = self._adds.popleft()
             self._x += v
             self.version += 1
+            self._written(Kind.ADDED, source)
             self._simulation.arrived()
             applied.resolve(None)
 
@@ -210,8 +239,7 @@ class VirtualMailbox:
         if rank != self.rank:
             self.traffic.count(nbytes)
         simulation.departed()
-        arrival_s = simulation.network.arrival_s(simulation.now_s, self.rank, rank, nbytes)
-        simulation.at(arrival_s, lambda: self._parts[rank]._deliver(message))
+        simulation.send(self.rank, rank, nbytes, lambda: self._parts[rank]._deliver(message))
         return Handle.completed(None)
 
     def recv(self) -> Handle[tuple[int, int, Vector]]:
@@ -243,28 +271,29 @@ class VirtualCounter:
     """A worker.Counter on the virtual clock; `value` is the list that holds it at its home."""
 
     def __init__(
-        self, worker: VirtualWorker, simulation: Simulation, value: list[int], *, at_home: bool
+        self, worker: VirtualWorker, simulation: Simulation, value: list[int], home: int
     ) -> None:
         self._worker = worker
         self._simulation = simulation
         self._value = value
-        self.at_home = at_home
+        self._latency_s = simulation.network.latency_s(worker.rank, home)
+        self.at_home = worker.rank == home
         self.traffic = Traffic()
 
     def fetch_add(self, k: int = 1) -> Handle[int]:
         """Add `k`; returns the value before."""
         if not self.at_home:
             self.traffic.count(0)
-        if self.at_home or self._simulation.latency_s == 0:
+        if self._latency_s == 0:  # at home, for one
             return Handle.completed(self._add(k))
         handle: Handle[int] = Handle("a counter")
         self._worker.travel(self._fetch_add(k, handle))
         return handle
 
     async def _fetch_add(self, k: int, handle: Handle[int]) -> None:
-        await self._simulation.delay(self._simulation.latency_s)
+        await self._simulation.delay(self._latency_s)
         value = self._add(k)
-        await self._simulation.delay(self._simulation.latency_s)
+        await self._simulation.delay(self._latency_s)
         handle.resolve(value)
 
     def _add(self, k: int) -> int:

@@ -1,14 +1,13 @@
-"""The event kernel: SimPy processes that drive coroutines, and what ranks share."""
+"""Coroutines driven by events, and what ranks share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import simpy
-
-from mpimomentum.simulator.clock import Clock, ComputeTimes
+from mpimomentum.simulator.clock import Clock, ComputeTimes, Operation
+from mpimomentum.simulator.events import AFTER_ALL_ELSE, AT_ONCE, Events
 from mpimomentum.simulator.network import Network
 from mpimomentum.simulator.worker import VirtualWorker
 from mpimomentum.topology import Topology
@@ -16,11 +15,9 @@ from mpimomentum.worker import Handle
 
 T = TypeVar("T")
 
-_AFTER_ALL_ELSE: Any = 2  # SimPy runs events of one time by priority; its own are 0 and 1
-
 
 class Process:
-    """A coroutine driven by SimPy; made by :meth:`Simulation.spawn`.
+    """A coroutine driven by events; made by :meth:`Simulation.spawn`.
 
     Attributes
     ----------
@@ -29,27 +26,29 @@ class Process:
 
     Notes
     -----
-    An error is handed to `failed`, not raised: SimPy would raise a copy of it, made from its
-    arguments alone. `busy` is told when the coroutine begins to wait for nothing but a message that
-    may never come (False), and when it goes on (True).
+    An error is handed to `failed`, not raised. `busy` is told when the coroutine begins to wait for
+    nothing but a message that may never come (False), and when it goes on (True).
     """
+
+    __slots__ = ("_busy", "_cancelled", "_coroutine", "_failed", "_handle", "_is_busy", "_soon",
+                 "waits_for")  # fmt: skip
 
     def __init__(
         self,
-        kernel: simpy.Environment,
+        events: Events,
         coroutine: Coroutine[Any, Any, Any],
         failed: Callable[[BaseException], None],
-        busy: Callable[[bool], None],
+        busy: Callable[[bool], None] | None,
     ) -> None:
         self.waits_for = ""
         self._busy = busy
         self._is_busy = False
         self._handle: Handle[Any] | None = None
-        self._kernel = kernel
+        self._soon = events.soon
         self._coroutine = coroutine
         self._failed = failed
         self._cancelled = False
-        kernel.process(self._drive())
+        self._soon(self._go_on, AT_ONCE)
 
     def cancel(self) -> None:
         """Stop the coroutine at its ``await``."""
@@ -60,27 +59,29 @@ class Process:
             self._handle.resolve(None)  # it must not swallow the message that others wait for
 
     def _set_busy(self, value: bool) -> None:
-        if value != self._is_busy:
+        if self._busy is not None and value != self._is_busy:
             self._is_busy = value
             self._busy(value)
 
-    def _drive(self) -> Generator[simpy.Event, None, None]:
-        while not self._cancelled:
-            self._set_busy(True)
-            try:
-                self._handle = handle = self._coroutine.send(None)
-            except StopIteration:
-                self.waits_for = ""
-                self._set_busy(False)
-                return
-            except BaseException as error:  # raised again by Simulation.run
-                self._failed(error)
-                return
-            self.waits_for = handle.what
-            self._set_busy(not handle.may_never_come)
-            done = self._kernel.event()
-            handle.on_done(lambda done=done: done.succeed())
-            yield done
+    def _go_on(self) -> None:
+        if self._cancelled:
+            return
+        self._set_busy(True)
+        try:
+            self._handle = handle = self._coroutine.send(None)
+        except StopIteration:
+            self.waits_for = ""
+            self._set_busy(False)
+            return
+        except BaseException as error:  # raised again by Simulation.run
+            self._failed(error)
+            return
+        self.waits_for = handle.what
+        self._set_busy(not handle.may_never_come)
+        handle.on_done(self._go_on_soon)
+
+    def _go_on_soon(self) -> None:
+        self._soon(self._go_on)
 
 
 class Simulation:
@@ -96,21 +97,19 @@ class Simulation:
 
     def __init__(self, topology: Topology, clock: Clock, seed: int) -> None:
         self.size = topology.size
-        for rank in clock.slow:
-            if not 0 <= rank < self.size:
-                raise ValueError(
-                    f"clock: slow={dict(clock.slow)} names rank {rank}, but the ranks are 0 to "
-                    f"{self.size - 1}"
-                )
+        clock.check(self.size)
         self.network = Network(clock, self.size)
-        self.latency_s = clock.latency_s
-        self._kernel = simpy.Environment()
+        self._parameters = clock.parameters
+        self._events = Events()
         self._failure: BaseException | None = None
         self._meetings: dict[tuple[str, int], list[tuple[Any, Handle[Any]]]] = {}
         self._shared: dict[tuple[str, int], list[Any]] = {}
         self._quiescing: list[Handle[None]] = []
         self._in_flight = 0
         self._checking = False
+        self._sharing = False
+        self._looks = 0  # at the links, still to come
+        self._next_look_s = math.inf
         self.workers = [
             VirtualWorker(self, rank, topology, seed, ComputeTimes(clock, rank))
             for rank in range(self.size)
@@ -119,7 +118,7 @@ class Simulation:
     @property
     def now_s(self) -> float:
         """Virtual seconds."""
-        return float(self._kernel.now)
+        return self._events.now_s
 
     @property
     def busy_rate(self) -> float:
@@ -127,6 +126,11 @@ class Simulation:
         windows = [w for worker in self.workers for w in worker.windows]
         attempts = sum(w.attempts for w in windows)
         return sum(w.busy for w in windows) / attempts if attempts else 0.0
+
+    def stand_for(self, dim: int) -> None:
+        """Have messages of a model of `dim` parameters take the time that the clock says."""
+        if self._parameters is not None and dim:
+            self.network.scale = self._parameters / dim
 
     def run(self, rank: Callable[[VirtualWorker], Coroutine[Any, Any, None]]) -> None:
         """Run one coroutine per worker to the end.
@@ -139,8 +143,8 @@ class Simulation:
             Whatever a worker raised, with a note on where and when.
         """
         processes = [self.spawn(rank(w), f"virtual rank {w.rank}") for w in self.workers]
-        while self._failure is None and self._kernel.peek() < math.inf:
-            self._kernel.step()
+        while self._failure is None and not self._is_over:
+            self._events.step()
         if self._failure is not None:
             for process in processes:  # some may not even have begun
                 process.cancel()
@@ -173,12 +177,11 @@ class Simulation:
             else:
                 self.arrived()
 
-        return Process(self._kernel, coroutine, failed, busy if service else _ignore)
+        return Process(self._events, coroutine, failed, busy if service else None)
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `time_s`, after what is already due then."""
-        event = self._kernel.timeout(time_s - self._kernel.now)
-        event.callbacks.append(lambda _: action())
+        self._events.at(time_s, action)
 
     def delay(self, seconds: float) -> Handle[None]:
         """Return a handle that is done after `seconds`."""
@@ -186,17 +189,75 @@ class Simulation:
         self.at(self.now_s + seconds, lambda: handle.resolve(None))
         return handle
 
-    def transfer(self, source: int, target: int, nbytes: int) -> Handle[None]:
+    def send(
+        self,
+        source: int,
+        target: int,
+        nbytes: int,
+        arrived: Callable[[], None],
+        left: Callable[[], None] | None = None,
+        operation: Operation = "message",
+    ) -> None:
+        """Send `nbytes`; calls `left` when the last has left, and `arrived` when it is there."""
+
+        def gone() -> None:
+            if left is not None:
+                left()
+            self.at(self.now_s + self.network.latency_s(source, target, operation), arrived)
+
+        if self.network.send(self.now_s, source, target, nbytes, gone, operation):
+            self._share_later()
+        else:
+            gone()
+
+    def transfer(
+        self, source: int, target: int, nbytes: int, operation: Operation = "message"
+    ) -> Handle[None]:
         """Send `nbytes`; done when the last has arrived."""
-        arrival_s = self.network.arrival_s(self.now_s, source, target, nbytes)
-        return self.delay(arrival_s - self.now_s)
+        handle: Handle[None] = Handle("a message to travel")
+        self.send(source, target, nbytes, lambda: handle.resolve(None), operation=operation)
+        return handle
+
+    def _share_later(self) -> None:
+        """Share the links once all has begun and ended that does so at this instant."""
+        if not self._sharing:
+            self._sharing = True
+            self._events.soon(self._share, AFTER_ALL_ELSE)
+
+    def _share(self) -> None:
+        self._sharing = False
+        links = self.network.links
+        links.share(self.now_s)
+        next_s = links.next_s()
+        if next_s < self._next_look_s:
+            self._next_look_s = next_s
+            self._looks += 1
+            self.at(next_s, lambda: self._look(next_s))
+
+    def _look(self, due_s: float) -> None:
+        """See which messages have ended; none, if they have got slower since this was asked for.
+
+        The kernel adds a delay to the time that it is: this may be `due_s` but for rounding.
+        """
+        self._looks -= 1
+        if due_s == self._next_look_s:
+            self._next_look_s = math.inf
+        self.network.links.end(self.now_s)
+        self._share_later()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing can happen any more, looks at idle links aside."""
+        return len(self._events) == self._looks and self.network.links.next_s() == math.inf
 
     def meet(
         self,
         key: tuple[str, int],
         value: Any,
         combine: Callable[[list[Any]], list[Any]],
-        duration_s: float,
+        sent: int = 0,
+        rounds: int = 0,
+        pattern: str = "ring",
     ) -> Handle[Any]:
         """Join a collective: when all are there, rank r gets ``combine(values)[r]``.
 
@@ -207,8 +268,12 @@ class Simulation:
         value : (int, Any)
             This rank and what it brings.
         combine : callable
-        duration_s : float
-            From the last arrival to the result.
+        sent : int
+            Bytes that each rank sends, from the last arrival to the result.
+        rounds : int
+            How often it waits for the first byte of the others.
+        pattern : {"ring", "pairs"}
+            Who sends to whom (:meth:`Network.collect`).
         """
         handle: Handle[Any] = Handle(f"all ranks to come to {key[0]}")
         present = self._meetings.setdefault(key, [])
@@ -222,7 +287,13 @@ class Simulation:
                 for (_, waiting), result in zip(present, results, strict=True):
                     waiting.resolve(result)
 
-            self.at(self.now_s + duration_s, release)
+            def left() -> None:
+                self.at(self.now_s + rounds * self.network.round_s(pattern), release)
+
+            if self.network.collect(self.now_s, pattern, sent, left):
+                self._share_later()
+            else:
+                left()
         return handle
 
     def parts(self, name: str, index: int) -> list[Any]:
@@ -251,10 +322,7 @@ class Simulation:
         if self._checking or len(self._quiescing) < self.size or self._in_flight:
             return
         self._checking = True  # whoever has just received something may be about to answer
-        check = self._kernel.event()
-        check.callbacks.append(lambda _: self._release_if_quiet())
-        check._ok, check._value = True, None  # triggered, as Event.succeed() does at its priority
-        self._kernel.schedule(check, priority=_AFTER_ALL_ELSE)
+        self._events.soon(self._release_if_quiet, AFTER_ALL_ELSE)
 
     def _release_if_quiet(self) -> None:
         self._checking = False
@@ -262,7 +330,3 @@ class Simulation:
             quiescing, self._quiescing = self._quiescing, []
             for handle in quiescing:
                 handle.resolve(None)
-
-
-def _ignore(value: bool) -> None:
-    pass

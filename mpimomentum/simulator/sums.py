@@ -5,7 +5,7 @@ So what a read finds may be torn between shards and between rows, as on MPI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,18 +67,17 @@ class VirtualSums:
         return handle
 
     async def _add(self, v: Vector, factors: Mapping[int, float], handle: Handle[None]) -> None:
-        simulation, now_s = self._simulation, self._simulation.now_s
-        last_s = now_s
-        for peer in self._from_own_on():
-            shard = self._shards[peer.rank]
-            for row, factor in factors.items():
-                change = v[shard] * factor
-                arrival_s = self._moved_by(self.rank, peer.rank, change)
-                simulation.at(arrival_s, partial(_add, peer._own[row], change))
-                last_s = max(last_s, arrival_s)
-        acknowledged_s = simulation.latency_s if last_s > now_s else 0.0
-        await simulation.delay(last_s + acknowledged_s - now_s)
-        simulation.arrived()
+        simulation = self._simulation
+        on_the_way = [
+            self._moved(peer.rank, peer._own[row], v[self._shards[peer.rank]] * factor)
+            for peer in self._from_own_on()
+            for row, factor in factors.items()
+        ]
+        for message in on_the_way:
+            await message
+        latency_s = simulation.network.latency_s
+        await simulation.delay(max(latency_s(p.rank, self.rank) for p in self._parts))
+        simulation.arrived()  # and acknowledged
         handle.resolve(None)
 
     def read(self, rows: Sequence[int]) -> Handle[torch.Tensor]:
@@ -90,25 +89,25 @@ class VirtualSums:
     async def _read(self, rows: Sequence[int], handle: Handle[torch.Tensor]) -> None:
         simulation = self._simulation
         found = self._own.new_empty((len(rows), self._dim))
-        asked_s = simulation.now_s
-        here, *others = self._from_own_on()
-        arrivals = [here._answer(rows, found, self)]
-        if others:
-            await simulation.delay(simulation.latency_s)
-            arrivals += [peer._answer(rows, found, self) for peer in others]
-        await simulation.delay(max(asked_s, *arrivals, simulation.now_s) - simulation.now_s)
+        on_the_way = []
+        for peer in self._from_own_on():
+            asked_s = simulation.now_s + simulation.network.latency_s(self.rank, peer.rank)
+            for row, out in zip(rows, found, strict=True):
+                answer: Handle[None] = Handle(f"a row of rank {peer.rank}")
+                on_the_way.append(answer)
+                copy = partial(_copy, peer._own[row], out[self._shards[peer.rank]])
+                simulation.at(asked_s, partial(self._answered, peer, peer._own[row], copy, answer))
+        for answer in on_the_way:
+            await answer
         handle.resolve(found)
 
-    def _answer(self, rows: Sequence[int], found: torch.Tensor, reader: VirtualSums) -> float:
-        """Send rows of this shard; return when the last is there."""
-        simulation, shard = self._simulation, self._shards[self.rank]
-        last_s = simulation.now_s
-        for row, out in zip(rows, found, strict=True):
-            source = self._own[row]
-            last_s = reader._moved_by(self.rank, reader.rank, source)
-            leaves_s = max(last_s - simulation.latency_s, simulation.now_s)
-            simulation.at(leaves_s, partial(_copy, source, out[shard]))
-        return last_s
+    def _answered(
+        self, peer: VirtualSums, row: Vector, copy: Callable[[], None], answer: Handle[None]
+    ) -> None:
+        """Send a row, read when its last number leaves."""
+        simulation = self._simulation
+        nbytes = self._count(peer.rank, row)
+        simulation.send(peer.rank, self.rank, nbytes, lambda: answer.resolve(None), copy)
 
     def own(self) -> torch.Tensor:
         """Copy the own shard."""
@@ -121,16 +120,23 @@ class VirtualSums:
     def _from_own_on(self) -> list[VirtualSums]:
         return self._parts[self.rank :] + self._parts[: self.rank]
 
-    def _moved_by(self, source: int, target: int, v: Vector) -> float:
-        """Count a message of this rank's doing; return when it arrives."""
+    def _moved(self, target: int, row: Vector, change: Vector) -> Handle[None]:
+        """Add `change` to a row of `target`; done when it is there."""
+        handle: Handle[None] = Handle(f"an add to a row of rank {target}")
+
+        def arrived() -> None:
+            row.add_(change)
+            handle.resolve(None)
+
+        self._simulation.send(self.rank, target, self._count(target, change), arrived)
+        return handle
+
+    def _count(self, other: int, v: Vector) -> int:
+        """Count a message between this rank and another; return its bytes."""
         nbytes = v.numel() * v.element_size()
-        if source != target:
+        if other != self.rank:
             self.traffic.count(nbytes)
-        return self._simulation.network.arrival_s(self._simulation.now_s, source, target, nbytes)
-
-
-def _add(x: torch.Tensor, change: torch.Tensor) -> None:
-    x += change
+        return nbytes
 
 
 def _copy(source: torch.Tensor, out: torch.Tensor) -> None:

@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
-
 from mpimomentum.base_worker import BaseWorker
 from mpimomentum.measures import Seconds, Spent, TimeSplit, Traffic
+from mpimomentum.simulator import combining
 from mpimomentum.simulator.clock import ComputeTimes
 from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
 from mpimomentum.simulator.sums import VirtualSums
 from mpimomentum.topology import Topology
-from mpimomentum.worker import Batch, Handle, Vector
+from mpimomentum.worker import Batch, Handle, Objective, Vector
 
 if TYPE_CHECKING:
     from mpimomentum.simulator.simulation import Process, Simulation
@@ -48,7 +47,6 @@ class VirtualWorker(BaseWorker):
         self.windows: list[VirtualWindow] = []
         self._simulation = simulation
         self._compute_times = compute_times
-        self._mailboxes = 0
         self._counters: list[VirtualCounter] = []
         self._calls: dict[str, int] = {}
         self._collective = Traffic()
@@ -64,6 +62,11 @@ class VirtualWorker(BaseWorker):
     def now_s(self) -> float:
         """Virtual seconds."""
         return self._simulation.now_s
+
+    def bind(self, objective: Objective, lr: float, weight_decay: float = 0.0) -> None:
+        """Begin a run with this objective, whose messages may stand for those of a larger one."""
+        super().bind(objective, lr, weight_decay)
+        self._simulation.stand_for(objective.dim)
 
     # -- compute -----------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class VirtualWorker(BaseWorker):
             share = (self.size - 1) * _nbytes(gradient.result()) // self.size
             rounds = 2 * (self.size - 1)
             g = gradient.result().clone()
-            total = self._meet("mean gradient", g, _means, 2 * share, rounds)
+            total = self._meet("mean gradient", g, combining.means, 2 * share, rounds)
             total.on_done(lambda: _pass_on(total, mean))
 
         gradient.on_done(average)
@@ -121,19 +124,20 @@ class VirtualWorker(BaseWorker):
         """Sum in ascending order of rank."""
         self._leaving(v, "what this rank brings to an allreduce")
         share = (self.size - 1) * _nbytes(v) // self.size
-        return self._meet("allreduce", v.clone(), _sums, 2 * share, 2 * (self.size - 1))
+        return self._meet("allreduce", v.clone(), combining.sums, 2 * share, 2 * (self.size - 1))
 
     def allgather(self, v: Vector) -> Handle[Vector]:
         """Gather in order of rank."""
         self._leaving(v, "what this rank brings to an allgather")
         sent = (self.size - 1) * _nbytes(v)
-        return self._meet("allgather", v.clone(), _stacked, sent, self.size - 1)
+        return self._meet("allgather", v.clone(), combining.stacked, sent, self.size - 1)
 
     def alltoall(self, rows: Vector) -> Handle[Vector]:
         """Transpose blocks of rows."""
         self._leaving(rows, "what this rank brings to an alltoall")
         sent = (self.size - 1) * _nbytes(rows) // self.size
-        return self._meet("alltoall", rows.clone(), _transposed, sent, self.size - 1)
+        transposed = combining.transposed
+        return self._meet("alltoall", rows.clone(), transposed, sent, self.size - 1, "pairs")
 
     def neighbor_allgather(self, v: Vector, t: int | None = None) -> Handle[dict[int, Vector]]:
         """Exchange with the neighbours of step `t`; waits for them alone."""
@@ -156,9 +160,13 @@ class VirtualWorker(BaseWorker):
 
     def _post(self, target: int, t: int, model: Vector) -> None:
         peer = self._simulation.workers[target]
-        nbytes = _nbytes(model)
-        arrival_s = self._simulation.network.arrival_s(self.now_s(), self.rank, target, nbytes)
-        self._simulation.at(arrival_s, lambda: peer._deliver(self.rank, t, model))
+        self._simulation.send(
+            self.rank,
+            target,
+            _nbytes(model),
+            lambda: peer._deliver(self.rank, t, model),
+            operation="exchange",
+        )
 
     def _deliver(self, source: int, t: int, model: Vector) -> None:
         exchange = self._expecting.take((source, t))
@@ -175,14 +183,14 @@ class VirtualWorker(BaseWorker):
         combine: Callable[[list[Any]], list[Any]],
         sent: int,
         rounds: int,
+        pattern: str = "ring",
     ) -> Handle[Any]:
         self._collective.count(sent, rounds)
         call = self._calls[name] = self._calls.get(name, -1) + 1
-        rounds = rounds if self.size > 1 else 0
-        duration_s = self._simulation.network.collective_s(
-            sent, min(rounds, _log_rounds(self.size))
+        rounds = min(rounds, _log_rounds(self.size))
+        return self._simulation.meet(
+            (name, call), (self.rank, value), combine, sent, rounds, pattern
         )
-        return self._simulation.meet((name, call), (self.rank, value), combine, duration_s)
 
     # -- shared objects ----------------------------------------------------------------------------
 
@@ -205,8 +213,7 @@ class VirtualWorker(BaseWorker):
         parts = self._simulation.parts("counter", len(self._counters))
         if parts[home] is None:
             parts[home] = [0]
-        here = self.rank == home
-        counter = VirtualCounter(self, self._simulation, parts[home], at_home=here)
+        counter = VirtualCounter(self, self._simulation, parts[home], home)
         self._counters.append(counter)
         return counter
 
@@ -228,7 +235,7 @@ class VirtualWorker(BaseWorker):
 
     async def start(self) -> None:
         """Wait until every rank has made its windows."""
-        await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values, 0.0)
+        await self._simulation.meet(("start", 0), (self.rank, None), lambda values: values)
         if self.spans is not None:
             self.spans.begin(self.now_s, self.now_s())
         self._split = TimeSplit(self.now_s(), spans=self.spans)
@@ -277,7 +284,8 @@ class VirtualWorker(BaseWorker):
         """What this rank's communication moved."""
         parts = [w.traffic for w in self.windows] + [m.traffic for m in self._sent]
         parts += [c.traffic for c in self._counters] + [s.traffic for s in self._sums]
-        return Traffic.total([self._collective, *parts])
+        moved, scale = Traffic.total([self._collective, *parts]), self._simulation.network.scale
+        return moved if scale == 1 else Traffic(round(moved.nbytes * scale), moved.messages)
 
 
 class _Queues(Generic[T]):
@@ -326,17 +334,6 @@ def _log_rounds(size: int) -> int:
     return 2 * math.ceil(math.log2(size)) if size > 1 else 0
 
 
-def _sums(values: list[Vector]) -> list[Vector]:
-    total = values[0].clone()
-    for v in values[1:]:
-        total += v
-    return [total.clone() for _ in values]
-
-
-def _means(values: list[Vector]) -> list[Vector]:
-    return [total.div_(len(values)) for total in _sums(values)]
-
-
 def _pass_on(source: Handle[T], target: Handle[T]) -> None:
     try:
         value = source.result()
@@ -344,11 +341,3 @@ def _pass_on(source: Handle[T], target: Handle[T]) -> None:
         target.fail(error)
     else:
         target.resolve(value)
-
-
-def _stacked(values: list[Vector]) -> list[Vector]:
-    return [torch.stack(values) for _ in values]
-
-
-def _transposed(values: list[Vector]) -> list[Vector]:
-    return [torch.stack([rows[r] for rows in values]) for r in range(len(values))]

@@ -1,0 +1,204 @@
+"""A recorded run once more, serially: every rank in a thread of its own, one of which runs.
+
+A rank blocks where it needs what another has not made yet, and nowhere else: the chronicles say
+which message, which version of a vector, which coroutine. So what is computed does not depend on
+when threads take turns. A vector that is read after it has changed is kept as it was until then.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from mpimomentum.simulator.recorded import Recorded
+from mpimomentum.simulator.replay_worker import ReplayWorker
+from mpimomentum.topology import Topology
+from mpimomentum.worker import Vector
+
+
+class Diverged(RuntimeError):
+    """The replay takes another course than the run: another program, or other data."""
+
+
+class _Stopped(BaseException):
+    """Ends a rank's thread."""
+
+
+class Exchange:
+    """What the ranks hand each other: queues, and vectors as they were."""
+
+    def __init__(self, recorded: Sequence[Recorded]) -> None:
+        self.queues: dict[Any, collections.deque[Any]] = collections.defaultdict(collections.deque)
+        self._wanted = collections.Counter(read for one in recorded for read in one.reads())
+        self._kept: dict[tuple[int, int, int], tuple[Vector, int]] = {}
+        self._meetings: dict[tuple[str, int], dict[int, Any]] = {}
+        self._results: dict[tuple[str, int], dict[int, Any]] = {}
+
+    def written(self, window: int, rank: int, writes: int, x: Vector, version: int) -> None:
+        """Keep a copy of a vector after a write, if somebody has read it then."""
+        if (window, rank, writes) in self._wanted:
+            self._kept[window, rank, writes] = (x.clone(), version)
+
+    def there(self, window: int, rank: int, writes: int) -> bool:
+        """Whether the vector has come so far."""
+        return (window, rank, writes) in self._kept
+
+    def read(self, window: int, rank: int, writes: int) -> tuple[Vector, int]:
+        """Return a copy of the vector after a write, and its version."""
+        key = (window, rank, writes)
+        x, version = self._kept[key]
+        self._wanted[key] -= 1
+        if not self._wanted[key]:
+            del self._kept[key]
+            return x, version
+        return x.clone(), version
+
+    def meet(
+        self, key: tuple[str, int], size: int, rank: int, value: Any, combine: Callable[..., Any]
+    ) -> None:
+        """Bring a value to a collective."""
+        values = self._meetings.setdefault(key, {})
+        values[rank] = value
+        if len(values) == size:
+            del self._meetings[key]
+            self._results[key] = dict(enumerate(combine([values[r] for r in range(size)])))
+
+    def met(self, key: tuple[str, int]) -> bool:
+        """Whether all have come."""
+        return key in self._results
+
+    def result(self, key: tuple[str, int], rank: int) -> Any:
+        """Return what a collective has for a rank."""
+        results = self._results[key]
+        value = results.pop(rank)
+        if not results:
+            del self._results[key]
+        return value
+
+
+class Replay:
+    """The ranks of a recorded run.
+
+    Parameters
+    ----------
+    topology : Topology
+    seed : int
+        Of the run.
+    recorded : sequence of Recorded
+        One a rank; used up.
+    """
+
+    def __init__(self, topology: Topology, seed: int, recorded: Sequence[Recorded]) -> None:
+        exchange = Exchange(recorded)
+        self._threads = [_Rank(rank) for rank in range(topology.size)]
+        self.workers = [
+            ReplayWorker(exchange, rank, topology, seed, recorded[rank], self._threads[rank].block)
+            for rank in range(topology.size)
+        ]
+
+    def run(self, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:
+        """Run one coroutine per rank to the end.
+
+        Raises
+        ------
+        Diverged
+            If a rank does something else than it did, or waits for what nobody will make.
+        BaseException
+            Whatever a rank raised.
+        """
+        try:
+            for thread, worker in zip(self._threads, self.workers, strict=True):
+                thread.start(partial(_drive, worker, rank), worker.move)
+            while not all(thread.over for thread in self._threads):
+                if not any([thread.carry_on() for thread in self._threads]):
+                    waiting = [
+                        f"rank {t.rank} waits for {t.what}" for t in self._threads if not t.over
+                    ]
+                    raise Diverged(
+                        "the replay takes another course than the recorded run: "
+                        + "; ".join(waiting[:8])
+                    )
+        finally:
+            for thread in self._threads:
+                thread.stop()
+
+
+def _drive(worker: ReplayWorker, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:
+    worker.drive(rank(worker))
+
+
+class _Rank:
+    """A thread that runs only while :meth:`carry_on` waits for it.
+
+    Attributes
+    ----------
+    over : bool
+        Whether it has come to its end.
+    what : str
+        What it waits for.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.over = False
+        self.what = ""
+        self._ready: Callable[[], bool] = lambda: True
+        self._move: Callable[[], bool] = lambda: False
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, work: Callable[[], None], move: Callable[[], bool]) -> None:
+        """Make the thread; it does not run yet. `move` does what can be done while it waits."""
+        self._move = move
+
+        def main() -> None:
+            self._go.acquire()
+            try:
+                if not self._stopping:
+                    work()
+            except _Stopped:
+                pass
+            except BaseException as error:  # raised again by carry_on()
+                self._error = error
+            self.over = True
+            self._back.release()
+
+        thread = threading.Thread(target=main, name=f"replay of rank {self.rank}")
+        thread.start()
+        self._thread = thread  # not if the system has no more: nobody could wait for it
+
+    def block(self, ready: Callable[[], bool], what: str) -> None:
+        """Wait, in the thread, until `ready`."""
+        while not ready():
+            self._ready, self.what = ready, what
+            self._back.release()
+            self._go.acquire()
+            if self._stopping:
+                raise _Stopped
+
+    def carry_on(self) -> bool:
+        """Run the thread until it waits or is over; False if it could not move."""
+        if self.over:
+            return False
+        moved = self._move()
+        if not self._ready():
+            return moved
+        self._go.release()
+        self._back.acquire()
+        if self._error is not None:
+            self._error.add_note(f"in the replay of rank {self.rank}")
+            raise self._error
+        return True
+
+    def stop(self) -> None:
+        """End the thread, wherever it is."""
+        self._stopping = True
+        if self._thread is not None:
+            if not self.over:
+                self._go.release()
+            self._thread.join()
