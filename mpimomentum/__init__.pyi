@@ -15,7 +15,7 @@ from .algorithms import (
     Signum,
     SlowMo,
 )
-from .codecs import mix, sign
+from .codecs import mix, sign, wire
 from .runtime.broadcast import broadcast_parameters
 from .runtime.checkpoint import Checkpoints
 from .runtime.export import save_model
@@ -73,4 +73,5 @@ __all__ = [
     "simulate",
     "stop_on_signal",
     "topology",
+    "wire",
 ]

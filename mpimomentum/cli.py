@@ -1,4 +1,4 @@
-"""The command ``mpimomentum``: train, simulate, submit, list, doctor."""
+"""The command ``mpimomentum``: train, simulate, submit, list, doctor, study."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
 from mpimomentum.reports import commands
-from mpimomentum.runtime import listing, logs, submission, trainer
+from mpimomentum.runtime import (
+    calibrate,
+    footprint,
+    listing,
+    logs,
+    replay_command,
+    submission,
+    trainer,
+)
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.divergence import check_end
@@ -41,6 +49,7 @@ from mpimomentum.runtime.report import report
 from mpimomentum.runtime.sources import SOURCES
 from mpimomentum.runtime.submission import Resources
 from mpimomentum.runtime.variables import check_instruction_set, runtime
+from mpimomentum.studies import commands as studies
 
 HELP = """
 Train PyTorch models with momentum on MPI ranks that need not wait for each other, and measure what
@@ -99,7 +108,8 @@ def train(run_toml: Toml = None, /, *, config: TrainConfig = _TRAIN) -> None:
     The last begins, and when it is given again after a crash goes on from the newest checkpoint.
     """
     logs.configure(config.output.log_level, launched_rank())
-    worker = started(runtime(), config.faults)
+    computing = config.computing
+    worker = started(runtime(), config.faults, computing.device, computing.staging)
     try:
         agreed(worker, lambda: None)  # a rank that cannot read its configuration says so here
         result = trainer.train(config, worker)
@@ -129,6 +139,8 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     ```
     mpimomentum simulate --workers 64 --slow 0:10 --jitter 0.2 --steps 200
     mpimomentum simulate --algorithm d-psgd --latency-s 0.001 --bandwidth-Bps 1e9
+    mpimomentum simulate --replay runs/recorded --show 10..20
+    mpimomentum simulate --from calibration.toml --workers 128 --gpus-per-node 4 --timing-only
     ```
     """
     if launched_size() > 1:
@@ -138,9 +150,14 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
         )
     check_instruction_set()
     logs.configure(config.output.log_level, None)
+    if config.replaying.replay is not None:
+        for line in replay_command.replayed(config):
+            print(line)
+        return
     result = trainer.simulate(config)
     report(*result, _console())
-    check_end(result[0]["train_loss"])
+    if not config.timing_only:
+        check_end(result[0]["train_loss"])
 
 
 @app.command
@@ -237,13 +254,20 @@ def doctor(
 
 
 @app.command(name="list")
-def list_(what: str | None = None, /, *, json: bool = False) -> None:
+def list_(
+    what: str | None = None,
+    /,
+    *,
+    memory: Annotated[float | None, Parameter(validator=Number(gte=1, lte=1e15))] = None,
+    json: bool = False,
+) -> None:
     """List algorithms with parameters and papers, topologies, models and data sets.
 
     ```
     mpimomentum list
     mpimomentum list algorithms
     mpimomentum list ad-psgd            # everything about one
+    mpimomentum list --memory 1e9       # what each algorithm holds of a model
     mpimomentum list --json
     ```
 
@@ -251,14 +275,24 @@ def list_(what: str | None = None, /, *, json: bool = False) -> None:
     ----------
     what : str, optional
         algorithms, topologies, models, data, or a name of one of them.
+    memory : float, optional
+        Print how much host and GPU memory a rank needs, by algorithm, for a model of so many
+        parameters.
     json : bool
         For programs.
     """
-    found = listing.choose(what)
-    print(dumps(found, indent=2) if json else "\n".join(listing.lines(found)))
+    if memory is None:
+        found: dict[str, Any] = listing.choose(what)
+        text = listing.lines(found)
+    else:
+        found = listing.memory(what, memory)
+        text = footprint.lines(found)
+    print(dumps(found, indent=2) if json else "\n".join(text))
 
 
+calibrate.register(app)
 commands.register(app)
+studies.register(app)
 
 
 def main() -> None:

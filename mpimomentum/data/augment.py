@@ -55,6 +55,7 @@ class CropAndFlip:
         shifts = 2 * self.padding + 1
         top, left = torch.randint(shifts, (2, n), generator=generator)
         mirrored = torch.randint(2, (n,), generator=generator).bool() & self.flip
+        top, left, mirrored = (v.to(x.device, non_blocking=True) for v in (top, left, mirrored))
         windows = pad(x, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
-        crops = windows[torch.arange(n), :, top, left]
-        return torch.where(mirrored.to(x.device)[:, None, None, None], crops.flip(3), crops)
+        crops = windows[torch.arange(n, device=x.device), :, top, left]
+        return torch.where(mirrored[:, None, None, None], crops.flip(3), crops)

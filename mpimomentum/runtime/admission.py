@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -61,6 +62,17 @@ def admissible(
         raise BadInput(
             "this worker has an optimizer already: close() that one first, or make it in a 'with'"
         )
+
+
+def check_device(device: torch.device, worker: MPIWorker) -> None:
+    """Refuse a model that is not where the algorithm's vectors are."""
+    if device == worker.device:
+        return
+    instead = "mm.init(device='cuda')" if worker.device.type == "cpu" else "mm.init(device='cpu')"
+    raise BadInput(
+        f"the model is on {device}, this worker's vectors on {worker.device}: write "
+        f"worker = {instead}, and model.to(worker.device) before this"
+    )
 
 
 def check_full_closure(

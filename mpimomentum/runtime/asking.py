@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mpimomentum.runtime.averaged_backward import Parts
+from mpimomentum.runtime.host_copies import own_copy
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.worker import Handle, Objective, Vector
 
@@ -58,7 +59,7 @@ class Asking(Objective):
     def state_dict(self) -> dict[str, Any]:
         """Return the model's buffers, for a checkpoint."""
         buffers = self.parameters.module.named_buffers()
-        return {"buffers": {name: b.detach().clone() for name, b in buffers}}
+        return {"buffers": {name: own_copy(b) for name, b in buffers}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the model's buffers."""
@@ -67,8 +68,8 @@ class Asking(Objective):
             buffers[name].detach().copy_(value)
 
     def initial(self) -> Vector:
-        """Return a copy of the parameters, on the CPU."""
-        return self.parameters.flat.cpu().clone()
+        """Return a copy of the parameters, on their device."""
+        return self.parameters.flat.clone()
 
     def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> int:
         """Return the number of the next mini-batch, which the user's loop chooses.

@@ -181,6 +181,7 @@ class Checkpoints:
     async def begin(self, w: MPIWorker, state: Any, workers: int, synchronous: bool) -> None:
         """Go on from the checkpoint found, if one was. Collective, before the first step."""
         self._workers, self._synchronous = workers, synchronous
+        self._copies.lane = w.lane
         if self._loaded is not None:
             tree, self._loaded = self._loaded, None
             w.load_state_dict(tree["worker"])
@@ -232,6 +233,8 @@ class Checkpoints:
             return False
         if self._listener is not None:
             w.cancel(self._listener)
+        if w.guard is not None:  # on a device it may not have got so far
+            await w.until(w.guard.settled, "a look at what was sent, for NaN and infinity")
         await self._vote.settle()  # of synchronous ranks; whoever voted for a stop says so below
         asked = STOP * bool(self._why())
         if self._word is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mpimomentum.runtime.checkpoint_files import Tree
+from mpimomentum.runtime.host_copies import own_copy
 from mpimomentum.runtime.resizing import RESIZED
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def collected(w: MPIWorker, parts: Mapping[str, Part]) -> Tree:
     """Return all of it, as tensors that nobody else writes, and values."""
     tree: Tree = {"torch": {"cpu": torch.get_rng_state()}}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        tree["torch"]["cuda"] = torch.cuda.get_rng_state_all()
+        # of this rank's GPU: looking at others would make a context on each
+        tree["torch"]["cuda"] = torch.cuda.get_rng_state()
     if hasattr(w.objective, "state_dict"):
         tree["objective"] = w.objective.state_dict()
     tree["parts"] = {name: _copied(part.state_dict()) for name, part in parts.items()}
@@ -45,7 +47,7 @@ def collected(w: MPIWorker, parts: Mapping[str, Part]) -> Tree:
 def _copied(value: Any) -> Any:
     """Return `value` with tensors of its own: a module's are those that the program changes."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return own_copy(value)
     if isinstance(value, Mapping):
         return {name: _copied(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,7 +59,7 @@ def handed_out(w: MPIWorker, parts: Mapping[str, Part], tree: Tree) -> None:
     """Let all go on from `tree`; before the first step."""
     torch.set_rng_state(tree["torch"]["cpu"])
     if "cuda" in tree["torch"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(tree["torch"]["cuda"])
+        torch.cuda.set_rng_state(tree["torch"]["cuda"])
     if "objective" in tree and hasattr(w.objective, "load_state_dict"):
         w.objective.load_state_dict(tree["objective"])
     for name, part in parts.items():

@@ -22,12 +22,14 @@ from mpimomentum.algorithms.signum import Signum
 from mpimomentum.non_finite import Policy
 from mpimomentum.runtime.checkpoint_config import Saving
 from mpimomentum.runtime.decay import decoupled
+from mpimomentum.runtime.device_config import Computing
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fault_config import Faults
-from mpimomentum.runtime.hyper_parameters import with_hyper_parameters
+from mpimomentum.runtime.hyper_parameters import with_field, with_hyper_parameters
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace_config import Network, Pace
+from mpimomentum.runtime.replay_config import Replaying, check_recording
 from mpimomentum.runtime.schedule_config import Schedule
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.topology.build import FILES
@@ -127,7 +129,7 @@ class Method:
                 flags = ", ".join(n for n in known if n != "batch")  # which follows from another
                 raise BadInput(
                     f"{name}={given[name]!r}: {self.algorithm} has no such parameter, it has "
-                    f"{flags}; leave {name} out or choose another algorithm"
+                    f"{flags}; leave {name} out or choose another algorithm: {with_field(name)}"
                 )
         algorithm: Algorithm[Any] = make(**(usual(make, bool(given.get("error_feedback"))) | given))
         return algorithm
@@ -200,6 +202,8 @@ class Output:
     trace : bool
         Write each rank's timeline, trace-RANK.json, for https://ui.perfetto.dev; together:
         `mpimomentum trace merge DIR`.
+    record : bool
+        Write who did what when, and with which versions, for `mpimomentum simulate --replay DIR`.
     log_level : str
         debug, info, warning or error: what is said on standard error, about choices and fallbacks.
     """
@@ -209,6 +213,7 @@ class Output:
     log_every: int = 10
     tensorboard: bool = False
     trace: bool = False
+    record: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
     def __post_init__(self) -> None:
@@ -239,6 +244,7 @@ class TrainConfig:
     topology: str = "ring"
     lazy: bool = False
     task: Task = Task()  # noqa: RUF009  # frozen, as the others
+    computing: Computing = Computing()  # noqa: RUF009  # frozen, as the others
     length: Length = Length()
     pace: Pace = Pace()  # noqa: RUF009  # frozen, as the others
     output: Output = Output()
@@ -250,6 +256,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
             raise BadInput(f"seed={self.seed} must not be negative, and below 2^63")
+        check_recording(self)
 
     def build(self, size: int) -> Algorithm[Any]:
         """Make the algorithm for `size` ranks.
@@ -281,19 +288,20 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
-        Without what belongs to one run: `out`, `resume`, `resize`, `progress` and `log_level`.
+        Without what belongs to one run: `out`, `resume`, `resize`, `progress`, `log_level`,
+        `replay` and `show`.
         """
         values: dict[str, Any] = {}
         for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-        for name in ("out", "resume", "resize", "progress", "log_level"):
+        for name in ("out", "resume", "resize", "progress", "log_level", "replay", "show"):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same on all ranks: not where a node keeps its data."""
+        """Return what must be the same on all ranks: not where a node has its data and GPUs."""
         here = {"out": self.output.out, "resume": self.saving.resume, "resize": self.saving.resize}
-        return {k: v for k, v in self.flat().items() if k != "data_dir"} | here
+        return {k: v for k, v in self.flat().items() if k not in ("data_dir", "device")} | here
 
     def pinned(self) -> Identity:
         """Return what must be the same in a run that goes on from a checkpoint."""
@@ -301,7 +309,7 @@ class TrainConfig:
         return Identity(self._pinned(), plainest._pinned())
 
     def _pinned(self) -> dict[str, Any]:
-        free = {"lr", "data_dir", "non_finite"}
+        free = {"lr", "data_dir", "non_finite", "device", "staging"}
         for group in (self.length, self.pace, self.output, self.saving, self.faults, self.schedule):
             free |= {f.name for f in dataclasses.fields(group)}
         free.discard("weight_decay")
@@ -321,14 +329,25 @@ class SimulateConfig(TrainConfig):
     ----------
     workers : int
         Number of virtual workers.
+    timing_only : bool
+        Nothing is learnt: no gradients are computed, and models take no memory, so that many
+        workers of a large one are a matter of seconds. Times, staleness and bytes are the same.
     """
 
     workers: int = 4
+    timing_only: bool = False
     network: Network = Network()  # noqa: RUF009  # frozen, as the others
+    replaying: Replaying = Replaying()  # noqa: RUF009  # frozen, as the others
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.saving.refuse("a simulation")
         self.faults.refuse("a simulation")
+        self.computing.refuse("a simulation")
         if self.workers < 1:
             raise BadInput(f"workers={self.workers}: at least 1 is needed")
+
+    def resolved(self) -> Self:
+        """Return the same run with nothing left to a default or to the folder it is started in."""
+        network = dataclasses.replace(self.network, calibration=_absolute(self.network.calibration))
+        return dataclasses.replace(super().resolved(), network=network)

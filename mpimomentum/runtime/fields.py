@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+
+C = TypeVar("C")
 
 PREFIX = "MPIMOMENTUM_"
 TRUTHS = ("true", "false", "yes", "no", "1", "0")  # what cyclopts takes, lower case
@@ -64,6 +66,28 @@ def fields_of(config: type[Any]) -> dict[str, Field]:
             name = field.name
             found[name] = Field(name, hint, field.default, about.get(name, ""), group)
     return found
+
+
+def tree(config: type[C], values: Mapping[str, Any]) -> C:
+    """Return a configuration of what a TOML file says, and defaults for the rest."""
+    hints = get_type_hints(config)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        hint = _bare(hints[field.name])
+        if dataclasses.is_dataclass(hint):
+            given[field.name] = tree(hint, values)  # type: ignore[arg-type]
+        elif field.name in values:
+            given[field.name] = _as(hint, values[field.name])
+    return config(**given)
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """Return a value of a TOML file as the type that it fits."""
+    if hint is Path:
+        return Path(value)
+    if hint is float:
+        return float(value)
+    return tuple(_as(get_args(hint)[0], v) for v in value) if get_origin(hint) is tuple else value
 
 
 def fits(hint: Any, value: Any) -> bool:

@@ -80,6 +80,8 @@ class Guarded(Objective):
         ------
         NonFinite
         """
+        if self._guard.policy != "skip":
+            return self._looked_at(self.objective.gradient(x, batch))
         statistics = self._statistics()
         while not finite(g := self.objective.gradient(x, batch)):
             if statistics is not None:  # BatchNorm's have seen the same
@@ -104,7 +106,7 @@ class Guarded(Objective):
         return compute(x, batch, lambda part: emit(self._looked_at(part, _NOT_FINITE)))
 
     def _looked_at(self, g: Vector, what: str = "") -> Vector:
-        if not finite(g):
+        if not self._guard.later(g, lambda: what or self._words()) and not finite(g):
             raise self._guard.error(what or self._words())
         return g
 

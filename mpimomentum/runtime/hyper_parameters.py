@@ -20,6 +20,12 @@ def described(cls: type[Any]) -> dict[str, docstring_parser.DocstringParam]:
     return {name: entry for entry in entries for name in entry.arg_name.split(", ")}
 
 
+def with_field(name: str) -> str:
+    """Return the names of the algorithms that have a hyper-parameter."""
+    have = (n for n, cls in ALGORITHMS.items() if name in (f.name for f in dataclasses.fields(cls)))
+    return ", ".join(have)
+
+
 def with_hyper_parameters(config: type[C]) -> type[C]:
     """Add a field for each hyper-parameter of any algorithm that `config` has no field for.
 

@@ -22,7 +22,8 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.export import MODEL, save_model
 from mpimomentum.runtime.finite_sum import samples_per_step
 from mpimomentum.runtime.guarded import checked
-from mpimomentum.runtime.loop import Stop, check, roles
+from mpimomentum.runtime.host_copies import CPU
+from mpimomentum.runtime.loop import Stop, check, roles, wire_of
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.run import Run
 from mpimomentum.runtime.schedule import LRSchedule
@@ -43,10 +44,16 @@ class Job:
     parts: list[NDArray[np.int64]]  # of the training data, one a worker
     stop: Stop
     schedule: LRSchedule
+    device: torch.device = CPU
 
     @classmethod
     def prepare(
-        cls, config: TrainConfig, topology: Topology, algorithm: Algorithm[Any], dataset: Dataset
+        cls,
+        config: TrainConfig,
+        topology: Topology,
+        algorithm: Algorithm[Any],
+        dataset: Dataset,
+        device: torch.device = CPU,
     ) -> Job:
         """Check what the data and the ranks allow; the same on all ranks.
 
@@ -70,7 +77,9 @@ class Job:
         per_step = samples_per_step(algorithm, batch_size, largest)
         stop = config.length.stop(largest, per_step)
         schedule = config.schedule.build(stop, workers, batch_size, largest, per_step)
-        return cls(config, topology, algorithm, workers, dim, dataset, parts, stop, schedule)
+        return cls(
+            config, topology, algorithm, workers, dim, dataset, parts, stop, schedule, device
+        )
 
     @property
     def samples_per_step(self) -> float:
@@ -99,10 +108,15 @@ class Job:
         assert workers == self.workers
         return self._objective(torch.from_numpy(self.parts[index]))
 
+    def whole(self) -> TorchObjective:
+        """Make the model on all training data."""
+        return self._objective(part=None)
+
     def _objective(self, part: torch.Tensor | None) -> TorchObjective:
         task, d = self.config.task, self.dataset
+        # made on the CPU, so that all begin with the same bits everywhere
         return TorchObjective(
-            models.build(task.model, d.shape, d.classes, self.config.seed),
+            models.build(task.model, d.shape, d.classes, self.config.seed).to(self.device),
             cross_entropy,
             d.train_x,
             d.train_y,
@@ -111,6 +125,7 @@ class Job:
             prepare=d.inputs,
             augment=None if task.augment is False else d.augment,
             part=part,
+            amp=self.config.computing.amp == "bf16",
         )
 
     def finish(
@@ -128,29 +143,34 @@ class Job:
         written : int
             Records on disk.
         **known
-            Further keys of the summary.
+            Further keys of the summary; train_loss and test_accuracy of a run without a model.
         """
-        whole = self._objective(part=None)
-        whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
+        whole = None if "train_loss" in known else self.whole()
+        if whole is not None:
+            whole.load_statistics(run.statistics)  # the model came with BatchNorm's initial ones
+            known["train_loss"] = whole.loss(run.mean)
+            test_x, test_y = self.dataset.test_x, self.dataset.test_y
+            known["test_accuracy"] = whole.accuracy(run.mean, test_x, test_y)
         results = telemetry.summary(
             run,
             samples_per_step=self.samples_per_step,
             train_samples=len(self.dataset.train_y),
             algorithm=self.algorithm.name,
             parameters={k: v for k, v in asdict(self.algorithm).items() if v is not None},  # type: ignore[call-overload]
+            wire=wire_of(self.algorithm),
             model=self.config.task.model,
             data=self.config.task.data,
+            amp=self.config.computing.amp,
             seed=self.config.seed,
             topology=self.topology.name,
             spectral_gap=self.topology.spectral_gap,
-            train_loss=whole.loss(run.mean),
-            test_accuracy=whole.accuracy(run.mean, self.dataset.test_x, self.dataset.test_y),
             records=written,
             records_lost=sum(tally.records for tally in run.tallies) - written,
             records_in=telemetry.METRICS if merged else records.DIRECTORY,
             **known,
         )
-        save_model(out / MODEL, whole.model)  # as it was evaluated
+        if whole is not None:
+            save_model(out / MODEL, whole.model)  # as it was evaluated
         telemetry.write_summary(out, results)
         return results
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mpimomentum import data, models, topology
 from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime import footprint
 from mpimomentum.runtime.config import usual
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import suggestion
@@ -59,6 +60,23 @@ def choose(what: str | None) -> dict[str, Listing]:
         f"nothing is called {what!r}: {suggestion(what, known)}List {', '.join(found)} or one name "
         "of them"
     )
+
+
+def memory(what: str | None, parameters: float) -> dict[str, Any]:
+    """Return what the algorithm `what`, or each of them, holds of so many parameters.
+
+    Raises
+    ------
+    BadInput
+        If `what` is no algorithm, with the nearest.
+    """
+    names = list(ALGORITHMS)
+    if what not in (None, "algorithms", *names):
+        raise BadInput(
+            f"--memory is of algorithms, {what!r} is none: {suggestion(str(what), names)}"
+            f"There are {', '.join(names)}"
+        )
+    return footprint.described([what] if what in names else names, parameters)
 
 
 def lines(found: dict[str, Listing]) -> Iterator[str]:

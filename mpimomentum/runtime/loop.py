@@ -125,6 +125,22 @@ def check(algorithm: Algorithm[Any], topology: Topology) -> None:
         raise TypeError(f"an algorithm object is needed, such as {near[0]}; got {algorithm!r}")
     roles(algorithm, topology.size)
     topology.check(algorithm.requires)
+    if compressed_gossip(algorithm) and topology.period != 1:
+        raise ValueError(
+            f"topology {topology.name}: with wire={wire_of(algorithm)!r} neighbours hold replicas "
+            f"of each other, so {algorithm.name} needs the same at every step: use a static "
+            "topology such as ring, or wire='float32'"
+        )
+
+
+def wire_of(algorithm: Algorithm[Any]) -> str:
+    """Return how an algorithm's vectors travel."""
+    return getattr(algorithm, "wire", "float32")
+
+
+def compressed_gossip(algorithm: Algorithm[Any]) -> bool:
+    """Whether neighbours hold replicas of each other."""
+    return wire_of(algorithm) != "float32" and algorithm.requires != "none"
 
 
 async def train(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpimomentum.runtime.host_copies import own_copy
 from mpimomentum.runtime.objectives.buckets import Buckets
 from mpimomentum.runtime.objectives.finite_sums import (
     LeastSquares,
@@ -17,7 +18,7 @@ from mpimomentum.runtime.objectives.finite_sums import (
 )
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.objectives.quadratic import Quadratic
-from mpimomentum.runtime.objectives.samples import CHUNK, AugmentedBatch, Samples
+from mpimomentum.runtime.objectives.samples import CHUNK, AugmentedBatch, Samples, room
 from mpimomentum.runtime.objectives.streaming_pca import StreamingPCA
 from mpimomentum.worker import Objective, Vector
 
@@ -46,8 +47,9 @@ class TorchObjective(Objective):
     loss : callable
         ``loss(outputs, targets)``, a scalar: the *mean* over the samples given.
     train_x, train_y : torch.Tensor
-        This rank's inputs, shape (n, …), and targets, shape (n, …); moved to the model's device.
-        Not copied if they are there already, and never written.
+        This rank's inputs, shape (n, …), and targets, shape (n, …). Never written. Where the model
+        is on a GPU they are moved there if they take at most a quarter of its free memory; else
+        each batch is.
     batch_size : int
         Samples per mini-batch, 1 to n.
     weight_decay : float
@@ -63,6 +65,9 @@ class TorchObjective(Objective):
     part : torch.Tensor, optional
         Indices of this rank's samples in `train_x`, int64, shape (n,), where that holds the data
         of several ranks; by default all.
+    amp : bool
+        Whether gradients are computed under ``torch.autocast`` in bfloat16. Parameters, gradients
+        and losses stay float32; :meth:`loss` and :meth:`accuracy` are computed in float32.
 
     Attributes
     ----------
@@ -92,9 +97,11 @@ class TorchObjective(Objective):
         prepare: Callable[[Tensor], Tensor] | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         part: Tensor | None = None,
+        amp: bool = False,
     ) -> None:
         device = next(model.parameters(), torch.empty(0)).device  # none: FlatModel refuses
-        self._data = Samples(train_x, train_y, device, prepare, augment, part)
+        self._data = Samples(train_x, train_y, device, prepare, augment, part, room(device))
+        self._amp = amp
         self.samples = len(self._data)
         if not 1 <= batch_size <= self.samples:
             raise ValueError(
@@ -113,7 +120,7 @@ class TorchObjective(Objective):
         self._initial = self.flat.clone()
         self._order = torch.empty(0, dtype=torch.int64)  # this epoch's; none is begun
         self._position = 0
-        self._last_loss = torch.tensor(float("nan"))
+        self._last_loss = torch.tensor(float("nan"))  # in host memory
         self._buckets: Buckets | None = None  # made when first asked for
 
     @property
@@ -229,14 +236,17 @@ class TorchObjective(Objective):
         for inputs, targets in self._data.chunks():
             weight = len(inputs) / self.samples
             loss += weight * self._backward(inputs, targets, weight)
-        self._last_loss = loss
+        self._note(loss)
         self.parameters.collect()
         self._decay(self.grad)
         return self.grad.clone()
 
     @property
     def last_loss(self) -> float:
-        """Loss of the last gradient, of its samples; NaN before. Reading it waits for a GPU."""
+        """Loss of the last gradient, of its samples; NaN before.
+
+        Reading it never waits: it is there once the gradient is.
+        """
         return float(self._last_loss)
 
     def loss(self, x: Vector) -> float:
@@ -279,7 +289,7 @@ class TorchObjective(Objective):
 
     def state_dict(self) -> dict[str, Any]:
         """Return for a checkpoint: the epoch's order, the place in it, and the model's buffers."""
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        buffers = {name: own_copy(b) for name, b in self.model.named_buffers()}
         return {"order": self._order.clone(), "position": self._position, "buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -312,15 +322,26 @@ class TorchObjective(Objective):
         """Fill `grad`, all but the weight decay."""
         self.parameters.load(x)
         self.parameters.zero_grad()
-        self._last_loss = self._backward(*self._data.take(batch))
+        self._note(self._backward(*self._data.take(batch)))
         self.parameters.collect()
 
     def _backward(self, inputs: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
         """Add `weight` times the gradient of the mean loss to `grad`; return the loss."""
+        kind = self.parameters.device.type
         with torch.enable_grad():
-            loss = self._criterion(self.model(inputs), targets)
+            with torch.autocast(kind, torch.bfloat16, enabled=self._amp):
+                loss = self._criterion(self.model(inputs), targets)
             (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _note(self, loss: Tensor) -> None:
+        """Have :attr:`last_loss` be `loss`; from a GPU by a copy that the CPU does not wait for."""
+        if loss.device.type != "cuda":
+            self._last_loss = loss
+            return
+        if not self._last_loss.is_pinned():
+            self._last_loss = torch.empty((), dtype=loss.dtype, pin_memory=True).fill_(torch.nan)
+        self._last_loss.copy_(loss, non_blocking=True)
 
     def _decay(self, part: Vector) -> None:
         """Add the weight decay to `part`, a slice of `grad` or all of it."""

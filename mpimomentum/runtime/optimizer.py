@@ -15,6 +15,7 @@ from mpimomentum.non_finite import Guard, Policy, finite
 from mpimomentum.runtime import decay
 from mpimomentum.runtime.admission import (
     admissible,
+    check_device,
     check_full_closure,
     check_groups,
     identity,
@@ -27,6 +28,7 @@ from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.guarded import checked
+from mpimomentum.runtime.host_copies import CPU
 from mpimomentum.runtime.objectives.flat import FlatModel
 from mpimomentum.runtime.own_loop import OwnLoop
 from mpimomentum.worker import Algorithm, Vector
@@ -57,8 +59,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
     Parameters
     ----------
     model : nn.Module
-        On its device already. From now on its parameters are views of one flat tensor, which only
-        :meth:`step`, :meth:`consensus`, :meth:`publish` and :meth:`load_state_dict` write.
+        On ``worker.device`` already. From now on its parameters are views of one flat tensor, which
+        only :meth:`step`, :meth:`consensus`, :meth:`publish` and :meth:`load_state_dict` write.
     algorithm : Algorithm
         Such as ``mm.ADPSGD(lr=0.1, mu=0.9)``; the same on all ranks. Its ``lr`` is the groups'
         default.
@@ -116,6 +118,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._full_closure = full_closure
         self._non_finite = non_finite
         self._lent = False
+        self._known_rates: dict[str, tuple[tuple[float, ...], float | Vector]] = {}
         self._decoupled = decay.decoupled(algorithm)
 
         def prepare() -> FlatModel:
@@ -128,7 +131,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
             )
             check_groups(self.param_groups)
             check_full_closure(model, algorithm, full_closure)
-            return self._laid_out()
+            parameters = self._laid_out()
+            check_device(parameters.device, worker)
+            return parameters
 
         self._asking = Asking(agreed(worker, prepare))
         same_everywhere(worker, self._parameters, algorithm, non_finite)
@@ -243,7 +248,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if self._loop is not None:
             mean, statistics, distance = self._usable().average(own[1])
         else:
-            averaging = mean_model(self._worker, own[0].cpu(), own[1])
+            averaging = mean_model(self._worker, own[0].to(CPU), own[1])
             mean, statistics, distance = self._worker.run(averaging, "consensus()")
 
         def put_back() -> None:
@@ -267,6 +272,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         loop.close()
         self._loop, self._lent = None, False
         self._asking.parameters = agreed(self._worker, self._laid_out)
+        self._known_rates.clear()
         same_everywhere(self._worker, self._parameters, self._algorithm, self._non_finite)
         self._begin()
 
@@ -467,7 +473,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             return closure()
 
     def _gradient(self) -> Vector:
-        """Return the gradient with weight decay, on the CPU; without a GradScaler's factor."""
+        """Return the gradient with weight decay, without a GradScaler's factor."""
         p = self._parameters
         p.collect()
         scale = getattr(self, "grad_scale", None)
@@ -475,14 +481,21 @@ class DistributedOptimizer(torch.optim.Optimizer):
             p.grad.div_(scale)
         if not self._decoupled:
             p.add_decay(self._groups("weight_decay"))
-        return p.grad.cpu()
+        return p.grad
 
     def _set_rates(self) -> None:
         """Take up the groups' lr, as schedulers left them, and weight decay."""
-        p = self._parameters
-        self._worker.lr = p.per_group(self._groups("lr"))
+        self._worker.lr = self._rates("lr")
         if self._decoupled:
-            self._worker.weight_decay = p.per_group(self._groups("weight_decay"))
+            self._worker.weight_decay = self._rates("weight_decay")
+
+    def _rates(self, name: str) -> float | Vector:
+        """Return one number, or one a coordinate, which is kept while the groups' stay the same."""
+        values = tuple(self._groups(name))
+        known = self._known_rates.get(name)
+        if known is None or known[0] != values:
+            known = self._known_rates[name] = (values, self._parameters.per_group(values))
+        return known[1]
 
     def _groups(self, name: str) -> list[float]:
         return [float(group[name]) for group in self.param_groups]
@@ -500,7 +513,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _left_out(self, g: Vector, request: Request) -> bool:
         """Whether to wait for another gradient than `g`, which is not finite here or elsewhere."""
         guard = self._worker.guard
-        if guard is None:
+        if guard is None or (guard.policy != "skip" and guard.later(g, lambda: _NOT_FINITE)):
             return False
         leave_out = False
         if finite(g):
@@ -521,7 +534,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _needed(self, g: Vector) -> Vector:
         """Return `g`, which no other gradient can stand for."""
         guard = self._worker.guard
-        if guard is not None and not finite(g):
+        if guard is not None and not guard.later(g, lambda: _NOT_FINITE) and not finite(g):
             raise guard.error(f"{_NOT_FINITE}, of samples that cannot be left out")
         return g
 

@@ -19,8 +19,9 @@ import torch
 from mpimomentum.runtime.asking import Asking, Request
 from mpimomentum.runtime.averaged_backward import AveragedBackward
 from mpimomentum.runtime.consensus import mean_model
+from mpimomentum.runtime.host_copies import on_host
 from mpimomentum.runtime.loop import Closed, Pauses, Stop, model_of, train
-from mpimomentum.runtime.state import Values, restore, snapshot
+from mpimomentum.runtime.state import Copies, Values, restore, snapshot
 from mpimomentum.worker import Algorithm, Vector
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class OwnLoop:
 
         async def saving() -> Values:
             await self._pause("state_dict()")
-            values = await snapshot(self._begin.state)
+            values = await snapshot(self._begin.state, Copies(w.lane))
             values = {"worker": w.state_dict(), "state": values}
             await w.meet("the end of state_dict()")  # or a rank that goes on would change ours
             return values
@@ -145,7 +146,7 @@ class OwnLoop:
 
         async def averaging() -> tuple[Vector, Vector, float]:
             await self._pause("consensus()")
-            return await mean_model(w, await self._final_model(), statistics)
+            return await mean_model(w, await on_host(w, await self._final_model()), statistics)
 
         return w.run(averaging(), "consensus()")
 

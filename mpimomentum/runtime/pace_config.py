@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from mpimomentum.runtime.calibration import load
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.pace import slowness
+from mpimomentum.runtime.task_config import Task
+from mpimomentum.simulator.clock import Clock
 
 
 @Parameter(name="*", group="Speed of the workers")
@@ -68,9 +72,24 @@ class Network:
     latency_s : float
         Seconds until the first byte of a message arrives.
     bandwidth_Bps : float
-        Bytes per second of a link.
+        Bytes per second of a node's link, each way.
     network : str
-        full, shared (one link for all) or fat-tree:K (K ranks on a switch).
+        full, shared (one link for all), fat-tree:K (K nodes on a switch, with one uplink) or
+        fat-tree:K:R (over-subscribed by R).
+    slow_links : str, optional
+        Ranks with slow links, RANK:FACTOR,…: messages of rank 0 take ten times longer at 0:10.
+    gpus_per_node : int, optional
+        Workers on a node, which share its link; 1 unless given, with calibration as many as were
+        measured, all if that was on one node.
+    node_latency_s : float
+        As latency_s, within a node.
+    node_bandwidth_Bps : float
+        As bandwidth_Bps, within a node, for each worker.
+    parameters : float, optional
+        Messages take as long as those of a model of so many parameters, whatever is trained.
+    calibration : Path, optional
+        File that `mpimomentum calibrate` wrote (--from): latency, bandwidth, compute_s, … as it
+        says, where they are not given; a latency of 0, or a bandwidth of inf, counts as not given.
     """
 
     latency_s: float = 0.0
@@ -78,3 +97,54 @@ class Network:
         float, Parameter(name=["--bandwidth-Bps", "--bandwidth-bps"])
     ] = math.inf
     network: str = "full"
+    slow_links: str | None = None
+    gpus_per_node: int | None = None
+    node_latency_s: float = 0.0
+    node_bandwidth_Bps: Annotated[  # noqa: N815
+        float, Parameter(name=["--node-bandwidth-Bps", "--node-bandwidth-bps"])
+    ] = math.inf
+    parameters: float | None = None
+    calibration: Annotated[Path | None, Parameter(name=["--calibration", "--from"])] = None
+
+    def __post_init__(self) -> None:
+        _ = self.link_factors
+
+    @property
+    def link_factors(self) -> dict[int, float]:
+        """Rank -> factor on the time its link takes."""
+        return slowness(self.slow_links or "")
+
+    def clock(self, pace: Pace, task: Task, size: int, dim: int, seed: int) -> Clock:
+        """Return the virtual clock of `size` workers who train `dim` parameters.
+
+        Raises
+        ------
+        ValueError
+        """
+        given = {
+            name: getattr(self, name)
+            for name in ("latency_s", "bandwidth_Bps", "node_latency_s", "node_bandwidth_Bps")
+            if getattr(self, name) != getattr(type(self), name)
+        }
+        known: dict[str, Any] = {"compute_s": 1.0, "gpus_per_node": 1}
+        if self.calibration is not None:
+            measured = load(self.calibration)
+            per_node = self.gpus_per_node or measured.workers_per_node(size)
+            known = measured.clock(size, per_node, self.parameters or dim, given)
+            if pace.compute_s is None:
+                known["compute_s"] = measured.gradient_of(task.model, task.data, task.batch_size)
+        if pace.compute_s is not None:
+            known["compute_s"] = pace.compute_s
+        if self.gpus_per_node is not None:
+            known["gpus_per_node"] = self.gpus_per_node
+        clock = Clock(
+            **known | given,
+            slow=pace.factors,
+            jitter=pace.jitter,
+            network=self.network,
+            seed=seed,
+            slow_links=self.link_factors,
+            parameters=self.parameters,
+        )
+        clock.check(size)
+        return clock

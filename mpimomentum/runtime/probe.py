@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpimomentum.runtime.host_copies import on_host
 from mpimomentum.worker import Vector, Window
 
 EVERY_S = 1.0
@@ -66,14 +67,19 @@ class ConsensusProbe:
         mine = x.read()
         theirs, _ = await x.get(other)
         if other not in w.dead:
-            self.last = estimate(mine, theirs, w.size)
+            squared = await on_host(w, squared_distance(mine, theirs))
+            self.last = estimate(float(squared), w.size)
             w.record(consensus=self.last)
         ended_s = time.monotonic()
         self._due_s = ended_s + max(self._every_s, (ended_s - began_s) / self._share)
         self._under_way = False
 
 
-def estimate(x: Vector, other: Vector, size: int) -> float:
-    """Return the consensus distance of `size` ranks as two of them show it."""
-    squared = float(torch.sub(x, other).square_().sum(dtype=torch.float64))
+def squared_distance(x: Vector, other: Vector) -> torch.Tensor:
+    """Return the squared distance of two models, float64, shape ()."""
+    return torch.sub(x, other).square_().sum(dtype=torch.float64)
+
+
+def estimate(squared: float, size: int) -> float:
+    """Return the consensus distance of `size` ranks as the distance of two of them shows it."""
     return math.sqrt(squared * (size - 1) / (2 * size))

@@ -25,6 +25,7 @@ from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.fault_config import Faults
 from mpimomentum.runtime.init import start
+from mpimomentum.runtime.placement import CPU
 from mpimomentum.runtime.sources import FIELDS, unknown_flag
 from mpimomentum.runtime.variables import Runtime
 
@@ -68,7 +69,7 @@ def refuse(error: BadInput, *, on_ranks: bool) -> NoReturn:
         one does so too, and rank 0 speaks for it.
     """
     if on_ranks and launched_rank() is not None:
-        worker = started(Runtime())
+        worker = started(Runtime(), device=None, staging=None)
         try:
             agreed(worker, lambda: _raise(error))
         except BadInput as everyones:
@@ -93,10 +94,15 @@ def refuse_together(worker: MPIWorker, error: BadInput) -> NoReturn:
     raise SystemExit(BAD_INPUT) from error
 
 
-def started(how: Runtime, faults: Faults = Faults()) -> MPIWorker:  # noqa: B008  # frozen
+def started(
+    how: Runtime,
+    faults: Faults = Faults(),  # noqa: B008  # frozen
+    device: str | None = CPU,
+    staging: str | None = "auto",
+) -> MPIWorker:
     """Start MPI, or say why that is not possible and end. Collective."""
     try:
-        return start(how, faults=faults)
+        return start(how, faults=faults, device=device, staging=staging)
     except (RuntimeError, ValueError, MemoryError) as error:  # a launcher or variable, no bug
         refuse_alone(error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
         "time": words.shares(summary["time_split_s"]["total"]),
         "busy rate": words.number(summary["busy_rate"], ".1%"),
         "virtual time": words.number(summary.get("virtual_s"), ".2f") + " s",
+        "virtual epoch": words.number(summary.get("epoch_s"), ".4g") + " s",
+        "busiest link": _busiest(summary.get("links")),
         "wall time": words.number(summary["wall_s"], ".2f") + " s",
     }
     if summary["momentum"]:
@@ -42,8 +44,17 @@ def rows(summary: Mapping[str, Any]) -> dict[str, str]:
             **summary["momentum"]
         )
     if not virtual:
-        del found["virtual time"]
+        del found["virtual time"], found["virtual epoch"]
+    if not summary.get("links"):
+        del found["busiest link"]
     return found
+
+
+def _busiest(links: Sequence[Mapping[str, Any]] | None) -> str:
+    if not links:
+        return ""
+    first = links[0]
+    return f"{first['name']}: {first['utilisation']:.0%} used, {first['messages']:.2g} messages"
 
 
 def report(summary: Mapping[str, Any], directory: Path, console: Console) -> None:
@@ -67,7 +78,9 @@ def report(summary: Mapping[str, Any], directory: Path, console: Console) -> Non
     console.print(table)
     if summary["records_lost"]:
         console.print(f"{summary['records_lost']} records were not written: see the warnings.")
-    where = {"run directory": directory, "trained model": directory / MODEL}
+    where = {"run directory": directory}
+    if summary["train_loss"] is not None or (directory / MODEL).exists():
+        where["trained model"] = directory / MODEL
     if summary.get("last_checkpoint"):
         where["last checkpoint"] = directory / summary["last_checkpoint"]
     for name, path in where.items():

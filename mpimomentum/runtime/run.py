@@ -12,17 +12,22 @@ import numpy as np
 import torch
 
 from mpimomentum import topology as topologies
-from mpimomentum.base_worker import Record
+from mpimomentum.base_worker import Record, torch_seed
+from mpimomentum.chronicle import Chronicle
 from mpimomentum.measures import Seconds, Tally
 from mpimomentum.non_finite import Guard, Policy
 from mpimomentum.runtime import decay, survival
 from mpimomentum.runtime.finite_sum import check_objective
 from mpimomentum.runtime.guarded import Guarded, checked
+from mpimomentum.runtime.host_copies import on_host
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
+from mpimomentum.runtime.own_stream import OwnStream
+from mpimomentum.runtime.recording import LabelledAlgorithm, RecordingWorker
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
 from mpimomentum.runtime.trace import CLOCK, Trace
 from mpimomentum.simulator import Clock, Simulation
+from mpimomentum.simulator.network import LinkUse
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Objective, Vector
 
@@ -35,6 +40,8 @@ MakeObjective = Callable[[int, int], Objective]
 
 TakeRecord = Callable[[Record], object]
 """Gets every record as it is made, in the thread that makes it; must be quick."""
+
+_LOOK = "a look at what was sent, for NaN and infinity"
 
 TopologyLike = str | Topology | np.ndarray[Any, np.dtype[np.float64]]
 
@@ -76,6 +83,10 @@ class Run:
         Each rank's histograms of staleness, by peer too.
     failures : list of dict
         Ranks that died while the others went on, in that order: rank, step, who found it, …
+    links : list of LinkUse
+        On the virtual clock: what each link did, the one with the most to do first.
+    scale : float
+        On the virtual clock: how many times longer messages were said to be than they were.
     """
 
     x: Vector
@@ -94,6 +105,8 @@ class Run:
     time_split: list[Seconds] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list, repr=False)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    links: list[LinkUse] = field(default_factory=list, repr=False)
+    scale: float = 1.0
 
     @property
     def tau(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -115,6 +128,7 @@ def simulate(
     take_record: TakeRecord | None = None,
     traces: Sequence[Trace] | None = None,
     non_finite: Policy = "ignore",
+    record: Sequence[Chronicle] | None = None,
 ) -> Run:
     """Run `algorithm` on `size` virtual workers; the same seed gives the same bits.
 
@@ -142,6 +156,8 @@ def simulate(
         One for each worker, to take its timeline; closed at the end.
     non_finite : {"ignore", "abort", "skip"}
         What to do about NaN and infinity (:mod:`mpimomentum.non_finite`).
+    record : sequence of Chronicle, optional
+        One for each worker, to take what :func:`~mpimomentum.runtime.replaying.replay` needs.
 
     Returns
     -------
@@ -166,13 +182,18 @@ def simulate(
     objectives: list[Any] = [None] * size
 
     async def rank(w: Any) -> None:
-        objectives[w.rank] = f = _part(algorithm, objective, workers, w.rank)
+        objectives[w.rank] = f = part_of(algorithm, objective, workers, w.rank)
         w.take_record = take_record
         if traces is not None:
             w.spans = traces[w.rank].spans
             w.spans.full = traces[w.rank].write  # nothing is lost: the clock stands meanwhile
+        if record is not None:
+            f = OwnStream(f, torch_seed(seed, w.rank))
         _bind(w, f, algorithm, non_finite)
-        states[w.rank] = await train(w, algorithm, f.initial(), stop, observe or _ignore, schedule)
+        running, its = (w, algorithm) if record is None else recorded(w, algorithm, record[w.rank])
+        states[w.rank] = await train(running, its, f.initial(), stop, observe or _ignore, schedule)
+        if record is not None:
+            record[w.rank].ended(w.step)
 
     try:
         simulation.run(rank)
@@ -188,7 +209,7 @@ def simulate(
         consensus_distance=float((x - mean).square().sum(dim=1).mean().sqrt()),
         time_s=simulation.now_s,
         updates=np.array([w.step for w in simulation.workers]),
-        records=_by_time([w.records for w in simulation.workers]),
+        records=by_time([w.records for w in simulation.workers]),
         bytes_sent=sum(w.traffic.nbytes for w in simulation.workers),
         messages_sent=sum(w.traffic.messages for w in simulation.workers),
         busy_rate=simulation.busy_rate,
@@ -201,6 +222,8 @@ def simulate(
         bytes_per_rank=[w.traffic.nbytes for w in simulation.workers],
         time_split=[w.time_split() for w in simulation.workers],
         tallies=[w.tally for w in simulation.workers],
+        links=simulation.network.use(simulation.now_s),
+        scale=simulation.network.scale,
     )
 
 
@@ -217,6 +240,7 @@ def run(
     take_record: TakeRecord | None = None,
     trace: Trace | None = None,
     non_finite: Policy = "ignore",
+    record: Chronicle | None = None,
 ) -> Run:
     """Run `algorithm` on the MPI ranks. Collective.
 
@@ -245,11 +269,20 @@ def run(
         Takes this rank's timeline; on all ranks or on none. To be entered and left by the caller.
     non_finite : {"ignore", "abort", "skip"}
         What to do about NaN and infinity (:mod:`mpimomentum.non_finite`).
+    record : Chronicle, optional
+        Takes what :func:`~mpimomentum.runtime.replaying.replay` needs of this rank; on all ranks or
+        on none. Torch's own stream, which dropout draws from, then begins anew.
 
     Returns
     -------
     Run
-        Whole on rank 0; elsewhere without `x` and with this rank's records and tally only.
+        Whole on rank 0; elsewhere without `x` and with this rank's records and tally only. In host
+        memory.
+
+    Raises
+    ------
+    ValueError
+        If what is asked is not possible, or the objective is on another device than the worker.
     """
     if worker is None:
         raise ValueError("run() needs a worker: pass worker=mm.init(topology=…)")
@@ -258,8 +291,8 @@ def run(
     check(algorithm, w.topology)
     checked(non_finite, algorithm)
     workers, _ = roles(algorithm, w.size)
-    f = _part(algorithm, objective, workers, w.rank)
-    x0 = f.initial()
+    f = part_of(algorithm, objective, workers, w.rank)
+    x0 = _started(f, w)
     survival.prepare(w, algorithm, x0)
     if checkpoints is not None:
         checkpoints.open(w, algorithm, f.dim, stop)
@@ -271,10 +304,16 @@ def run(
 
     async def everything() -> Run:
         await compare_clocks()
-        state = await train(w, algorithm, x0, stop, observe or _ignore, schedule, checkpoints)
+        running, its = (w, algorithm) if record is None else recorded(w, algorithm, record)
+        state = await train(running, its, x0, stop, observe or _ignore, schedule, checkpoints)
+        if record is not None:
+            record.ended(w.step)
+        if w.guard is not None:
+            await w.until(w.guard.settled, _LOOK)
         w.guard = None  # what comes now is not training
-        measured = [w.now_s(), *astuple(w.traffic), *astuple(w.end_spans())]
-        result = await _collect(w, model_of(state), measured, keep_x)
+        time_s, split = w.end_spans()
+        measured = [time_s, *astuple(w.traffic), *astuple(split)]
+        result = await _collect(w, await on_host(w, model_of(state)), measured, keep_x)
         result.statistics = await mean_over_ranks(w, f)
         result.failures = w.failures()
         for failure in result.failures:
@@ -286,10 +325,28 @@ def run(
     w.take_record = take_record
     w.spans = None if trace is None else trace.spans
     _bind(w, f, algorithm, non_finite)
+    if record is not None:
+        torch.manual_seed(torch_seed(w.seed, w.rank))
     try:
         return w.run(everything(), f"a run of {algorithm.name}")
     finally:
         w.take_record = w.spans = None
+
+
+def recorded(w: Any, algorithm: Any, chronicle: Chronicle) -> tuple[Any, Any]:
+    """Return worker and algorithm as a recorded run has them."""
+    return RecordingWorker(w, chronicle), LabelledAlgorithm(algorithm, chronicle)
+
+
+def _started(f: Objective, w: MPIWorker) -> Vector:
+    """Return where to start, on the worker's device."""
+    x0 = f.initial()
+    if x0.device != w.device:
+        raise ValueError(
+            f"rank {w.rank}: the objective's vectors are on {x0.device}, this worker's on "
+            f"{w.device}: make the model on worker.device, or choose another by mm.init(device=…)"
+        )
+    return x0
 
 
 def _bind(w: Any, f: Objective, algorithm: Algorithm[Any], policy: Policy) -> None:
@@ -317,7 +374,7 @@ async def _collect(w: MPIWorker, x: Vector, measured: list[float], keep_x: bool)
         consensus_distance=consensus,
         time_s=float(time_s.max()),
         updates=steps.to(torch.int64).numpy(),
-        records=_by_time([said["records"] for said in everyones]),
+        records=by_time([said["records"] for said in everyones]),
         bytes_sent=int(bytes_sent.sum()),
         messages_sent=int(messages_sent.sum()),
         busy_rate=float(busy_rate.mean()),
@@ -344,14 +401,16 @@ async def _gathered(w: MPIWorker, said: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(text) if text else nothing for text in texts]
 
 
-def _part(
+def part_of(
     algorithm: Algorithm[Any], objective: MakeObjective, workers: Sequence[int], rank: int
 ) -> Objective:
-    index = list(workers).index(rank) if rank in workers else 0  # a dedicated server needs x0 only
+    """Return a rank's objective; of a server that does not compute, one for x0 only."""
+    index = list(workers).index(rank) if rank in workers else 0
     return check_objective(algorithm, decay.once(algorithm, objective(index, len(workers))))
 
 
-def _by_time(records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def by_time(records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the records of all ranks in order of time and rank."""
     return sorted((r for part in records for r in part), key=lambda r: (r["time_s"], r["rank"]))
 
 

@@ -7,11 +7,14 @@ Both directions are for a moment at which nothing is in flight: before the first
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mpimomentum.worker import Counter, Mailbox, Sums, Window
+
+if TYPE_CHECKING:
+    from mpimomentum.transport.lane import Lane
 
 Values = dict[str, Any]
 """Field name -> Tensor, int, float or list of numbers.
@@ -21,18 +24,36 @@ Values = dict[str, Any]
 
 
 class Copies:
-    """Memory for copies of tensors, used again for the next ones of the same names.
+    """Host memory for copies of tensors, used again for the next ones of the same names.
 
     Fresh memory costs three times what the copying does: its pages must be found first.
+
+    Parameters
+    ----------
+    lane : Lane, optional
+        In which a device's vectors are copied: into pinned memory, and begun only. By default there
+        are none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lane: Lane | None = None) -> None:
+        self.lane = lane
         self._kept: dict[str, torch.Tensor] = {}
+
+    async def done(self) -> None:
+        """Wait until all copies are there."""
+        if self.lane is not None:
+            await self.lane.done("copies in host memory", hold=tuple(self._kept.values()))
 
     def of(self, name: str, value: torch.Tensor | Window) -> torch.Tensor:
         """Return a copy of `value`; the one returned under this `name` before is lost."""
         known = self._kept.get(name)
-        if isinstance(value, Window):
+        if self.lane is not None and self.lane.apart:
+            source = value.read() if isinstance(value, Window) else value.detach()
+            if known is None or known.shape != source.shape or known.dtype != source.dtype:
+                known = self.lane.staging(source.numel(), source.dtype).view(source.shape)
+            copied = known
+            self.lane.begin(lambda: copied.copy_(source, non_blocking=True))
+        elif isinstance(value, Window):
             known = value.read(out=known)  # of one size for as long as it lives
         elif known is None or known.shape != value.shape or known.dtype != value.dtype:
             known = value.detach().clone()
@@ -58,7 +79,10 @@ async def snapshot(state: Any, copies: Copies | None = None) -> Values:
     TypeError
         Naming a field of any other kind: it would be missing after a restart.
     """
-    return await _values(state, copies or Copies(), "")
+    copies = copies or Copies()
+    values = await _values(state, copies, "")
+    await copies.done()
+    return values
 
 
 async def _values(state: Any, copies: Copies, inside: str) -> Values:

@@ -218,6 +218,11 @@ def make(job: Resources, config: TrainConfig, args: Sequence[str]) -> tuple[str,
     """
     if any(arg.split("=")[0] == "--resume" for arg in args):
         raise BadInput("--resume: a job goes on from its run directory by itself; give its --out")
+    if config.output.record:
+        raise BadInput(
+            "record=True: a job may go on from a checkpoint, and a replay begins at the beginning; "
+            "leave record out, or call mpimomentum train --record in a script of your own"
+        )
     try:
         plan_of(config, job.ranks)
     except (ValueError, OSError) as error:

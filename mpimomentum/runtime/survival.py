@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mpimomentum.algorithms import ADPSGD, ElasticAveraging
 from mpimomentum.algorithms.elastic_averaging import HOME
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.loop import compressed_gossip, wire_of
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Algorithm, Vector
 
@@ -73,6 +74,11 @@ def _refusal(algorithm: Algorithm[Any], topology: Topology) -> str:
         return "ad-psgd's paired exchanges wait for the other end; use --variant lockfree"
     if isinstance(algorithm, ADPSGD) and algorithm.reweight:
         return "ad-psgd's reweight counts on all ranks' updates; leave it out"
+    if compressed_gossip(algorithm):
+        return (
+            f"with wire={wire_of(algorithm)!r} neighbours hold replicas of each "
+            "other, and those whom a death makes neighbours have none; use wire='float32'"
+        )
     if name in MIXING:
         try:
             topology.check("symmetric")

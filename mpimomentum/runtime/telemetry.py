@@ -172,7 +172,7 @@ def fp32_allreduce_bytes(run: Run) -> int:
     Of float32, with what the best algorithms for it send: 2(n − 1)/n · 4 bytes a coordinate.
     """
     n = len(run.updates)
-    return 8 * (n - 1) * run.mean.numel() * int(run.updates.sum()) // n
+    return round(8 * (n - 1) * run.mean.numel() * int(run.updates.sum()) // n * run.scale)
 
 
 def time_split(ranks: Sequence[Seconds]) -> dict[str, Any]:

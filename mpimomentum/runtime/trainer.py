@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpimomentum.base_worker import torch_seed
-from mpimomentum.runtime import records, stop_signal, survival, telemetry
+from mpimomentum.chronicle import Chronicle
+from mpimomentum.runtime import chronicles, records, stop_signal, survival, telemetry
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import trace as traced
 from mpimomentum.runtime.agreement import agreed, same, told, versions
 from mpimomentum.runtime.checkpoint import Checkpoints
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
+from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.dataset import read, read_shared
 from mpimomentum.runtime.divergence import finite, once
 from mpimomentum.runtime.errors import BadInput, Stopped
@@ -34,10 +37,11 @@ from mpimomentum.runtime.resuming import choose, make_ready, take_back, take_rec
 from mpimomentum.runtime.tensorboard import TensorBoard
 from mpimomentum.runtime.timeline import noting
 from mpimomentum.runtime.trace import Trace
-from mpimomentum.simulator import Clock
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
+
+LINKS = 8  # of the simulated network that a summary has, those with the most to do
 
 
 def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path] | None:
@@ -68,7 +72,8 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
     if config.faults.on_failure == CONTINUE:
         survival.check(plan[1], plan[0])
     dataset = read_shared(config.task, worker)
-    job = agreed(worker, lambda: Job.prepare(config, *plan, dataset))
+    job = agreed(worker, lambda: Job.prepare(config, *plan, dataset, worker.device))
+    chronicle = agreed(worker, lambda: chronicles.begun(config.output.record, worker.device))
     worker.topology = job.topology
     worker.seed = config.seed
     path, checkpoints = _begun(job, worker)
@@ -112,6 +117,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             checkpoints=checkpoints,
             trace=trace,
             non_finite=config.non_finite,
+            record=chronicle,
         )
     if checkpoints.stopped:
         saved = f"saved in {checkpoints.last}" if checkpoints.last else "not saved: ranks had died"
@@ -119,6 +125,10 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             f"stopped: {checkpoints.stopped}. The run is {saved} and goes on "
             f"when it is started again with --out {path} --resume auto"
         )
+    if chronicle is not None:
+        chronicles.save(path, worker.rank, chronicle)
+        if worker.rank == 0:
+            chronicles.save_about(path, worker.size)
     mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
     answers = told(worker, json.dumps(mine))
     on_disk = {rank: json.loads(text) for rank, text in enumerate(answers) if text}
@@ -134,6 +144,8 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             merged,
             written,
             mpi=worker.env.library,
+            device=dict(worker.about_device),
+            staging=worker.staging.summary(),
             wall_s=run.time_s,
             last_checkpoint=checkpoints.last_in(path),
         )
@@ -166,19 +178,14 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         If what is asked cannot be done.
     """
     config = config.resolved()
-    pace, network = config.pace, config.network
     try:
         plan = plan_of(config, config.workers)
         job = Job.prepare(config, *plan, read(config.task))
-        clock = Clock(
-            compute_s=1.0 if pace.compute_s is None else pace.compute_s,
-            slow=pace.factors,
-            jitter=pace.jitter,
-            latency_s=network.latency_s,
-            bandwidth_Bps=network.bandwidth_Bps,
-            network=network.network,
-            seed=config.seed,
-        )
+        clock = config.network.clock(config.pace, config.task, job.size, job.dim, config.seed)
+        objective: runs.MakeObjective = job.objective
+        if config.timing_only:
+            clock = dataclasses.replace(clock, parameters=clock.parameters or job.dim)
+            objective = _nothing
         out = _directory(job)
         telemetry.write_beginning(out, job.beginning())
     except (ValueError, OSError) as error:
@@ -195,10 +202,11 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     file = RecordFile(out / records.DIRECTORY / "all.jsonl")
     ranks = range(job.size) if config.output.trace else ()
     traces = [Trace(traced.path_of(out, rank), rank) for rank in ranks]
+    kept = [Chronicle() for _ in range(job.size)] if config.output.record else None
     with monitor, once(out), contextlib.closing(file):
         run = runs.simulate(
             job.algorithm,
-            job.objective,
+            objective,
             job.size,
             job.stop.steps,
             job.stop.duration_s,
@@ -210,12 +218,38 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             take_record=lambda record: file.append((record,)),
             traces=traces or None,
             non_finite=config.non_finite,
+            record=kept,
         )
+    if kept is not None:
+        for rank, chronicle in enumerate(kept):
+            chronicles.save(out, rank, chronicle)
+        chronicles.save_about(out, job.size)
     file.path.rename(out / telemetry.METRICS)  # in order of time already
     file.path.parent.rmdir()
     wall_s = time.monotonic() - began_s
-    known = {"mpi": None, "wall_s": wall_s, "virtual_s": run.time_s}
+    known = {
+        "mpi": None,
+        "device": None,
+        "staging": None,
+        "wall_s": wall_s,
+        "virtual_s": run.time_s,
+        "epoch_s": _epoch_s(run, job),
+        "links": [dataclasses.asdict(use) for use in run.links[:LINKS]],
+    }
+    if config.timing_only:
+        known |= {"train_loss": None, "test_accuracy": None}
     return job.finish(run, out, merged=True, written=file.count, **known), out
+
+
+def _nothing(index: int, workers: int) -> Constant:
+    """Return what stands for a model where nothing is learnt: of a piece for each worker."""
+    return Constant(max(1024, 64 * workers))
+
+
+def _epoch_s(run: runs.Run, job: Job) -> float | None:
+    """Return the virtual seconds in which all workers together go through the data once."""
+    samples = int(run.updates.sum()) * job.samples_per_step
+    return run.time_s * len(job.dataset.train_y) / samples if samples else None
 
 
 def _observing(monitor: Monitor, config: TrainConfig) -> Observe:

@@ -23,8 +23,10 @@ RUNTIME_VARIABLES: dict[str, tuple[str, str]] = {
         "Read by the installation: 1 demands CUDA kernels, 0 leaves them out.",
     ),
     "MPIMOMENTUM_FAKE_NODES": ("", "Tests only: ranks of one node believe they are on so many."),
-    "MPIMOMENTUM_DEVICE": ("", "Not read yet: where models live."),
-    "MPIMOMENTUM_STAGING": ("", "Not read yet: how vectors get from a GPU to MPI."),
+    "MPIMOMENTUM_PRETEND_GPUS": (
+        "",
+        "Tests only: each node believes it has so many GPUs, and computes on the CPU.",
+    ),
 }
 """Name → (default, meaning)."""
 
@@ -55,6 +57,9 @@ def runtime(environ: Mapping[str, str] = os.environ) -> Runtime:
     fake = environ.get("MPIMOMENTUM_FAKE_NODES", "1")
     if not fake.isdigit() or int(fake) < 1:
         raise BadInput(f"MPIMOMENTUM_FAKE_NODES={fake}: a number of nodes from 1 up is needed")
+    pretended = environ.get("MPIMOMENTUM_PRETEND_GPUS", "0")
+    if not pretended.isdigit():
+        raise BadInput(f"MPIMOMENTUM_PRETEND_GPUS={pretended}: a number of GPUs is needed")
     return Runtime(
         driver,
         _seconds(environ, "MPIMOMENTUM_TIMEOUT_S", Runtime.timeout_s),

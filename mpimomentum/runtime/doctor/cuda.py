@@ -1,65 +1,55 @@
 """GPUs: what torch was built for, what the driver shows, and whether MPI takes device pointers.
 
-Nothing of CUDA is loaded in this process: it all happens in a subprocess, and only where torch was
+Nothing of CUDA is loaded in this process: it all happens in subprocesses, and only where torch was
 built for CUDA.
 """
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mpimomentum.runtime import cuda_trial
 from mpimomentum.runtime.doctor.finding import Finding, Status
-from mpimomentum.runtime.doctor.place import Place
+from mpimomentum.runtime.doctor.place import SRUN, Place
+from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.placement import AUTO, DEVICE, Seen, local_rank_of, placed
 
-PROBE = (sys.executable, "-m", "mpimomentum.transport.cuda_probe")
-PROBE_S = 90.0
-
-_LAUNCHER_PREFIXES = ("OMPI_COMM_", "PMIX_", "PMI_", "MPI_LOCAL", "SLURM_", "PRTE_", "HYDI_")
 _DEVICE = Path("/dev/nvidiactl")
 _DRIVER = Path("/proc/driver/nvidia/version")
+_BY_MPI = ("messages", "collectives", "sums", "rma")
 
 
 def cuda(place: Place) -> list[Finding]:
-    """Look at torch's build, the devices and MPI's way with them."""
+    """Look at torch's build, the devices, MPI's way with them, and what a run would make of it."""
     gpu_here = _DEVICE.exists()
     if torch.version.cuda is None:
         return [_cpu_build(gpu_here)]
-    learnt, ending = probe(place.environ)
-    return [devices(learnt, gpu_here), cuda_aware(learnt, ending)]
+    found, known = cuda_trial.outcomes(place.environ)
+    findings = [devices(known, gpu_here), cuda_aware(found, known)]
+    return [*findings, ipc(found), staging(place, found)] if known.get("usable") else findings
 
 
-def probe(environ: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Run the probe as a job of its own; return what it learnt and how it ended, "" if well."""
-    alone = {k: v for k, v in environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+def device(place: Place) -> Finding:
+    """Say where this rank of a training run would compute."""
+    asked = place.environ.get(DEVICE, AUTO)
     try:
-        done = subprocess.run(
-            PROBE,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PROBE_S,
-            stdin=subprocess.DEVNULL,
-            env=alone,
+        local_rank = local_rank_of(place.environ, place.local_rank)
+        mine = placed(asked, Seen.here(place.environ), local_rank)
+    except BadInput as error:
+        return Finding(
+            "device",
+            Status.FAIL,
+            str(error),
+            "mpimomentum train refuses to start",
+            "see docs/gpu.md, 'Which rank uses which GPU'; on the CPU: --device cpu",
         )
-    except subprocess.TimeoutExpired as error:
-        partial = error.stdout or b""
-        text = partial.decode(errors="replace") if isinstance(partial, bytes) else partial
-        return _read(text), f"was not over after {PROBE_S:g} s"
-    learnt = _read(done.stdout)
-    if done.returncode < 0:
-        return learnt, f"died of {signal.Signals(-done.returncode).name}"
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return learnt, f"ended with code {done.returncode}: {last}"
-    return learnt, ""
+    pretended = ", pretended" if mine.pretended else ""
+    meaning = "what mpimomentum train computes on; mm.init() does so if it is given device="
+    return Finding("device", Status.OK, f"{mine.name}: {mine.why}{pretended}", meaning)
 
 
 def devices(learnt: Mapping[str, Any], gpu_here: bool) -> Finding:
@@ -80,29 +70,60 @@ def devices(learnt: Mapping[str, Any], gpu_here: bool) -> Finding:
     return Finding("CUDA", Status.OK, f"{build}, no GPU here", "models run on the CPU")
 
 
-def cuda_aware(learnt: Mapping[str, Any], ending: str) -> Finding:
+def cuda_aware(found: Mapping[str, str], known: Mapping[str, Any]) -> Finding:
     """Whether MPI may be given device pointers."""
     name = "CUDA-aware MPI"
-    says = {True: "says it is", False: "says it is not", None: "does not say"}[learnt.get("query")]
-    found = f"the library {says}; "
+    says = {True: "says it is", False: "says it is not", None: "does not say"}[known.get("query")]
+    says = f"the library {says}; "
     staged = "vectors go through host memory, which always works"
-    if learnt.get("sendrecv"):
-        return Finding(name, Status.OK, f"{found}a device buffer was sent", "MPI takes device data")
-    if not learnt.get("usable"):
-        return Finding(name, Status.OK, f"{found}not tried: no usable GPU", staged)
-    if learnt.get("sendrecv") is False:
-        found += "the probe sent a device buffer and got other data"
-    else:
-        found += f"the probe {ending or 'did not try'}"
-    if learnt.get("query"):
+    if not known.get("usable"):
+        return Finding(name, Status.OK, f"{says}not tried: no usable GPU", staged)
+    works = [kind for kind in _BY_MPI if not found[kind]]
+    told = "; ".join(f"{kind}: {found[kind]}" for kind in _BY_MPI if found[kind])
+    if works:
+        took = f"{says}it took device memory in {', '.join(works)}"
+        means = "MPI takes device data" + (
+            ", of these kinds; the others are staged" if told else ""
+        )
+        return Finding(name, Status.OK, f"{took}; {told}" if told else took, means)
+    if known.get("query"):
         return Finding(
             name,
             Status.WARN,
-            found,
+            says + told,
             f"the library promises what it does not do; {staged}",
             "leave MPIMOMENTUM_STAGING at auto or pinned; on Cray set MPICH_GPU_SUPPORT_ENABLED=1",
         )
-    return Finding(name, Status.NOTE, found, staged)
+    return Finding(name, Status.NOTE, says + told, staged)
+
+
+def ipc(found: Mapping[str, str]) -> Finding:
+    """Whether ranks of a node can open each other's device memory."""
+    if found["ipc"]:
+        return Finding(
+            "CUDA IPC",
+            Status.NOTE,
+            f"a process could not open another's memory: {found['ipc']}",
+            "windows are in host memory",
+        )
+    means = "windows of one node's ranks can be on the device"
+    return Finding("CUDA IPC", Status.OK, "a process opened another's memory", means)
+
+
+def staging(place: Place, found: Mapping[str, str]) -> Finding:
+    """Which ways a run with these ranks would choose for the vectors of a device."""
+    from mpimomentum.transport.staging import choose
+
+    asked = place.environ.get("MPIMOMENTUM_STAGING", "auto")
+    slurm = place.environ.get("SLURM_STEP_NUM_NODES", "")  # srun does not tell ranks of a node
+    by_srun = place.launcher == SRUN and slurm.isdigit()
+    nodes = int(slurm) if by_srun else -(-place.size // place.local_size)
+    try:
+        chosen = choose(asked, True, nodes, place.size, found)
+    except ValueError as error:
+        means = "a run on GPUs refuses to start"
+        return Finding("staging", Status.FAIL, str(error), means, "unset MPIMOMENTUM_STAGING")
+    return Finding("staging", Status.OK, str(chosen), "so vectors get from a GPU to other ranks")
 
 
 def _cpu_build(gpu_here: bool) -> Finding:
@@ -125,11 +146,3 @@ def _driver() -> str:
     except (OSError, IndexError):
         return "driver not seen"
     return "driver " + next((word for word in line.split() if word[:1].isdigit()), "unknown")
-
-
-def _read(text: str) -> dict[str, Any]:
-    learnt: dict[str, Any] = {}
-    for line in text.splitlines():
-        if line.startswith("{"):
-            learnt |= json.loads(line)
-    return learnt

@@ -43,6 +43,7 @@ EVERYWHERE: tuple[Check, ...] = (
     machine.huge_pages,
     machine.run_directory,
     variables.variables,
+    cuda.device,
 )
 ONCE_PER_NODE: tuple[Check, ...] = (software.data_sets,)
 

@@ -182,7 +182,7 @@ class FlatModel:
         ]
         if len({value for value, _ in laid_out}) == 1:
             return laid_out[0][0]
-        vector = torch.empty(self.dim, dtype=self.dtype)
+        vector = torch.empty(self.dim, device=self.device, dtype=self.dtype)
         for value, part in laid_out:
             vector[part] = value
         return vector

@@ -68,7 +68,7 @@ class Quadratic(Objective):
         """Return the noise of the next gradient, shape (dim,); `indices` mean nothing here."""
         if self.noise == 0:
             return torch.zeros_like(self.b)
-        return self.noise * torch.from_numpy(rng.standard_normal(self.dim)).to(self.b.dtype)
+        return self.noise * torch.from_numpy(rng.standard_normal(self.dim)).to(self.b)
 
     def gradient(self, x: Vector, batch: Vector) -> Vector:
         """Return h (x − b) + batch, shape (dim,), a tensor of its own."""
