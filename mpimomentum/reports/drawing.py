@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -81,11 +81,19 @@ def log_if_wide(axes: Axes, values: Sequence[float], all_bins: Iterable[Bins]) -
     """Take a logarithmic axis where a linear one would hide most of the values."""
     if min(min(bins.low) for bins in all_bins) <= 0 or max(values) < 20 * min(values):
         return
-    axes.set_yscale("log")
-    decades = math.log10(max(values) / min(values))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_axis(axes, math.log10(max(values) / min(values)))
+
+
+def log_axis(axes: Axes, decades: float, which: Literal["x", "y"] = "y") -> None:
+    """Take a logarithmic axis, with plain numbers."""
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def widths(all_bins: Iterable[Bins]) -> str:

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpimomentum.measures import Seconds
 from mpimomentum.reports.history import History
@@ -18,6 +18,9 @@ from mpimomentum.runtime import words
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.report import rows
 from mpimomentum.runtime.telemetry import SUMMARY, time_split
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PAGE = "report.html"
 NEEDED = ("matplotlib", "jinja2")
@@ -74,12 +77,9 @@ def names(runs: Sequence[RunDirectory]) -> list[str]:
 
 def html(runs: Mapping[str, History]) -> str:
     """Return the page."""
-    from jinja2 import Environment
-
     from mpimomentum.reports.figures import figures  # matplotlib: a second
 
-    text = importlib.resources.files("mpimomentum.reports").joinpath("page.html").read_text("utf-8")
-    template = Environment(autoescape=True, trim_blocks=True).from_string(text)
+    template = template_of("mpimomentum.reports")
     histories = list(runs.values())
     pictures = [
         {"title": p.title, "caption": p.caption, "data": base64.b64encode(p.svg).decode()}
@@ -98,6 +98,16 @@ def html(runs: Mapping[str, History]) -> str:
         records=f"{sum(history.records for history in histories):,}",
         version=version("mpimomentum"),
     )
+
+
+def template_of(package: str) -> Template:
+    """Return a package's ``page.html``, which finds there how pages look."""
+    from jinja2 import Environment
+
+    text = importlib.resources.files(package).joinpath("page.html").read_text("utf-8")
+    style = importlib.resources.files("mpimomentum.reports").joinpath("page.css").read_text("utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True)
+    return environment.from_string(text, globals={"style": style})
 
 
 def _beside(tables: Sequence[Mapping[str, str]], tint: bool = False) -> list[Row]:
