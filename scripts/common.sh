@@ -9,29 +9,52 @@ die() {
   exit 2
 }
 
-# set_up: make $VENV with mpimomentum, torch and the chosen MPI, if it is not up to date; activate it.
-set_up() {
+# choose: set VENV as MPI says, and PYTHON unless it is set.
+choose() {
   MPI=${MPI:-openmpi}
   case $MPI in
     openmpi) VENV=$ROOT/.venv ;;
     mpich) VENV=$ROOT/.venv-mpich ;;
     *) die "MPI=$MPI: choose openmpi or mpich (for an MPI of your site see README, 'Your own MPI')" ;;
   esac
-  local python=${PYTHON:-python3}
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    die "$python is not Python 3.11 or newer: set PYTHON=/path/to/python3.11"
+  PYTHON=${PYTHON:-python3}
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    die "$PYTHON is not Python 3.11 or newer: set PYTHON=/path/to/python3.11"
+}
+
+# pip_install WHAT...: into $VENV, which is made if it is not there.
+pip_install() {
+  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$TORCH" "$@" ||
+    die "pip could not install; its message is above"
+}
+
+# set_up: make $VENV with mpimomentum, torch and the chosen MPI, if it is not up to date; activate it.
+set_up() {
+  choose
   local stamp wanted
   stamp=$VENV/.mpimomentum
   wanted=$(cat "$ROOT"/{pyproject.toml,setup.py,scripts/common.sh} "$ROOT"/csrc/* | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     say "setting up $VENV (torch $TORCH, $MPI); a few minutes, once"
-    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-      "torch==$TORCH" -e "$ROOT[$MPI,dev]" || die "pip could not install; its message is above"
+    pip_install -e "$ROOT[$MPI,dev]"
     printf '%s' "$wanted" >"$stamp"
   fi
   PATH=$VENV/bin:$PATH
   launcher_defaults
+}
+
+# fetch: install into $VENV what mpimomentum needs; set_up then has itself to build and little else.
+fetch() {
+  choose
+  local needed
+  mapfile -t needed < <("$PYTHON" -c 'if True:
+    import sys, tomllib
+    with open(sys.argv[1], "rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = [project["optional-dependencies"][name] for name in sys.argv[2:]]
+    print(*sum(extras, project["dependencies"]), sep="\n")' "$ROOT/pyproject.toml" "$MPI" dev)
+  pip_install "${needed[@]}"
 }
 
 # More ranks than cores, as root in a container: fine here, and said by variables so that every

