@@ -6,40 +6,91 @@ waiting in a collective, so it ends the job, after saying which rank and which t
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-IN_WORLD = "--only-mpi" in sys.argv or "--with-mpi" in sys.argv
+ONLY_MPI = "--only-mpi" in sys.argv
+IN_WORLD = ONLY_MPI or "--with-mpi" in sys.argv
 RANK = next((int(os.environ[v]) for v in _RANK_VARIABLES if v in os.environ), 0)
 
 
+_LONGEST = (
+    "slurm/test_jobs",
+    "crash/test_outliving",
+    "contract/test_programs",
+    "slurm",
+    "crash",
+    "races",
+    "laws/test_l09",
+    "doctor",
+    "bad_input/test_on",
+    "laws/test_seven",
+)
+"""Begun first: what waits for the most part, beside all that does not, and what takes long."""
+
 _ON_RANKS = re.compile(
-    r"tests\.launch|tests\.slurm|mpirun|MPIWorker|make_worker|mm\.init|DistributedOptimizer"
+    r"tests\.launch import (\([^)]*)?.*\b(launch|start)\b|tests\.slurm|mpirun|mm\.init|MPIWorker"
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the second MPI leave out what does not depend on MPI."""
     parser.addoption(
-        "--ranks-only", action="store_true", help="only modules whose tests start or are MPI ranks"
+        "--ranks-only", action="store_true", help="only tests that start or are MPI ranks"
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the modules of which no test would run here."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    if ONLY_MPI and "mark.mpi" not in text:
+        return True
+    if _ranks_only(config) and not _ON_RANKS.search(text) and "make_worker" not in text:
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the modules that speak of ranks, for --ranks-only."""
-    if not config.getoption("--ranks-only") or IN_WORLD:
-        return
-    modules = {item.module for item in items if isinstance(item, pytest.Function)}
-    kept = {m for m in modules if _ON_RANKS.search(inspect.getsource(m))}
-    config.hook.pytest_deselected(items=[i for i in items if i.module not in kept])
-    items[:] = [i for i in items if i.module in kept]
+    """Leave out what would be skipped, and for --ranks-only what needs none; order the others."""
+    if ONLY_MPI or _ranks_only(config):
+        kept = [item for item in items if (_in_world(item) if ONLY_MPI else _on_ranks(item))]
+        others = set(items) - set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item in others])
+        items[:] = kept
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    begun = (i for i, name in enumerate(_LONGEST) if item.nodeid.startswith(f"tests/{name}"))
+    return next(begun, len(_LONGEST))
+
+
+def _ranks_only(config: pytest.Config) -> bool:
+    return bool(config.getoption("--ranks-only")) and not IN_WORLD
+
+
+def _in_world(item: pytest.Item) -> bool:
+    return item.get_closest_marker("mpi") is not None
+
+
+def _on_ranks(item: pytest.Item) -> bool:
+    """Whether a test may start ranks, or is one by itself; those of a world run there."""
+    if not isinstance(item, pytest.Function):
+        return True
+    if "make_worker" in item.fixturenames:
+        return not _in_world(item)
+    return bool(_ON_RANKS.search(inspect.getsource(item.module)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,6 +100,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from mpi4py import MPI  # at THREAD_MULTIPLE: pytest's thread and the communication thread
 
+    if not MPI.Is_initialized():  # this process is a fork of one that has imported it
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     assert MPI.COMM_WORLD.rank == RANK
     if RANK:
         config.option.xmlpath = None

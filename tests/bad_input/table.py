@@ -82,6 +82,7 @@ NAMES = [
     Row("trian", ("trian", "train")),
     Row("list ad-psg", ("'ad-psg'", "did you mean ad-psgd")),
     Row("list models data", ("data", "--help")),
+    Row("list --memory inf", ("--memory", "inf", "<= 1")),
     Row("train --algoritm x", ("--algoritm", "did you mean --algorithm")),
     Row("train --workers 3", ("--workers", "flag of mpimomentum simulate")),
     simulate("--algorithm adpsgd", "'adpsgd'", "did you mean 'ad-psgd'"),
@@ -103,6 +104,26 @@ NAMES = [
     Row("simulate --model cnn-smal", ("'cnn-smal'", "did you mean 'cnn-small'")),
     simulate("--data digit", "'digit'", "did you mean 'digits'"),
     Row("train --partition labels", ("--partition labels", "did you mean label", "iid")),
+    Row("train --device gpu", ("device=gpu", "choose auto, cpu, cuda")),
+    Row("train --staging fast", ("--staging fast", "pinned")),
+    simulate("--record --algorithm async-server --mode sums", "mode='sums'", "use mode='server'"),
+    simulate("--record --non-finite skip", "non_finite='skip'", "use non_finite='abort'"),
+    simulate("--record --timing-only", "timing_only=True", "leave record out"),
+    Row("train --record --out a --resume auto", ("resume='auto'", "begins at the beginning")),
+    Row("train --record --device cuda:1", ("device='cuda'", "use device='cpu'")),
+    Row(
+        "train --record --on-failure continue", ("on_failure='continue'", "use on_failure='abort'")
+    ),
+    Row("simulate --replay nowhere", ("replay=nowhere", "no recorded run", "train --record")),
+    Row("simulate --replay a --lr 0.1", ("lr=0.1", "as it was recorded", "leave lr out")),
+    Row("simulate --replay a --out b", ("out=b", "a replay writes nothing")),
+    Row("simulate --show 3..5", ("show=3..5", "without replay")),
+    Row("simulate --replay a --show 5..3", ("show='5..3'", "10..20")),
+    Row("simulate --replay a --show five", ("show='five'", "10..20")),
+    simulate("--staging ipc", "staging=ipc", "a simulation", "leave staging out"),
+    Row("train --amp fp16", ("--amp fp16", "bf16")),
+    simulate("--device cuda", "device=cuda", "a simulation", "leave device out"),
+    Row("train", ("device=cuda:x", "choose auto, cpu, cuda"), env={"MPIMOMENTUM_DEVICE": "cuda:x"}),
     Row("train --progress loud", ("--progress loud", "lines")),
     Row("train --non-finite maybe", ("--non-finite maybe", "skip")),
     Row(
@@ -112,6 +133,25 @@ NAMES = [
     Row("train --variant pared", ("variant='pared'", "'paired'")),
     Row("train --algorithm d-psgd --mu 0.5", ("mu=0.5", "no such parameter", "leave mu out")),
     Row("train --servers 2", ("servers=2", "ad-psgd has no such parameter")),
+    Row("train --wire int8", ("wire='int8'", "variant='lockfree'", "use variant='paired'")),
+    Row("train --algorithm d-psgd --wire fp8", ("wire='fp8'", "'int8'")),
+    Row("train --algorithm d-psgd --wire sign", ("wire='sign'", "use 'int8'")),
+    Row(
+        "train --algorithm slowmo --wire bf16",
+        ("wire='bf16'", "slowmo has no such parameter", "leave wire out", "d-psgd"),
+    ),
+    simulate("--algorithm async-server --mode sums --wire sign", "wire='sign'", "mode='server'"),
+    simulate("--algorithm async-server --mu auto --wire sign", "wire='sign'", "wire='int8'"),
+    simulate(
+        "--algorithm d-psgd --wire bf16 --topology one-peer-exponential --workers 4",
+        "one-peer-exponential",
+        "wire='bf16'",
+        "use a static topology such as ring",
+    ),
+    Row(
+        "train --algorithm d-psgd --wire int8 --on-failure continue",
+        ("on_failure=continue", "wire='int8'", "use wire='float32'"),
+    ),
     toml("mu = true", "mu = true", "a number is needed, or choose one of auto"),
     toml("lerning_rate = 1\n", "line 1", "unknown key lerning_rate", "Keys are"),
     toml("seed = 1\nalgoritm = 'x'\n", "line 2", "algoritm", "did you mean algorithm"),
@@ -156,6 +196,57 @@ TYPES = [
     env("MPIMOMENTUM_REWEIGHT", "maybe", "true or false"),
     env("MPIMOMENTUM_LR", "", "unset it"),
 ]
+
+MEASURED = """format = 1
+made_by = "mpimomentum 0.1.0"
+mpi = "Open MPI"
+date = "2026-01-01"
+ranks = 2
+nodes = 1
+cores = 2
+[step]
+gradient_s = 0.01
+update_s = 0.001
+update_s_per_parameter = 1e-9
+parameters = 6090
+batch_size = 16
+model = "cnn-small"
+data = "digits"
+[node]
+latency_s = 1e-4
+bandwidth_Bps = 1e9
+"""
+
+
+def calibrated(text: str, *words: str, more: str = "") -> Row:
+    return Row(f"simulate --from c.toml {more}".strip(), ("c.toml", *words),
+               {"c.toml": text})  # fmt: skip
+
+
+CALIBRATIONS = [
+    Row("calibrate", ("one process", "mpirun -n 2")),
+    Row("calibrate --parameters 10", ("--parameters", "1024")),
+    Row("simulate --from nowhere.toml", ("nowhere.toml", "No such file", "anew")),
+    calibrated(MEASURED[:-9], "not TOML", "make it anew"),
+    calibrated("x = 1\n", "format = None", "reads 1", "make it anew"),
+    calibrated(MEASURED.replace("format = 1", "format = 2"), "format = 2", "reads 1"),
+    calibrated(MEASURED.replace("latency_s = 1e-4\n", ""), "node.latency_s is missing"),
+    calibrated(MEASURED.replace("1e-4", "-1e-4"), "node.latency_s = -0.0001", "negative"),
+    calibrated(MEASURED.replace("1e9", '"fast"'), "node.bandwidth_Bps = 'fast' is not float"),
+    calibrated(MEASURED.replace("1e9", "0"), "bandwidths must be above 0", "anew"),
+    calibrated(MEASURED.replace("ranks = 2", "ranks = 0"), "ranks = 0", "at least 1"),
+    calibrated(MEASURED.replace("[node]", "[machine]"), "machine is not known", "anew"),
+    calibrated(MEASURED[: MEASURED.index("[node]")], "node is missing", "anew"),
+    calibrated(MEASURED + "[costs.gossip]\nlatency = 1\n", "costs.gossip", "no such operation"),
+    calibrated(MEASURED + "[costs.average]\nlatency = 0\nnbytes = 1\n", "latency=0", "above 0"),
+    calibrated(MEASURED + "speed = 3\n", "node.speed is not known", "anew"),
+    Row("simulate --from c.toml --gpus-per-node 2", ("between nodes", "--latency-s"),
+        {"c.toml": MEASURED}),
+    Row("simulate --from c.toml --model mlp", ("cnn-small", "mlp", "--compute-s"),
+        {"c.toml": MEASURED}),
+    Row("simulate --from c.toml --batch-size 8", ("16 samples", "8 samples", "--compute-s"),
+        {"c.toml": MEASURED}),
+]  # fmt: skip
 
 RANGES = [
     Row("train --lr nan", ("lr=nan", "finite")),
@@ -254,6 +345,13 @@ RANGES = [
     simulate("--bandwidth-Bps 0", "bandwidth_Bps=0", "above 0"),
     simulate("--network mesh", "network='mesh'", "fat-tree:K"),
     simulate("--network fat-tree:x", "network='fat-tree:x'", "fat-tree:K"),
+    simulate("--network fat-tree:4:0", "network='fat-tree:4:0'", "over-subscribed by R"),
+    simulate("--slow-links 0=2", "'0=2'", "RANK:FACTOR"),
+    simulate("--slow-links 9:2", "slow_links={9: 2.0}", "the ranks are 0 to 3"),
+    simulate("--gpus-per-node 3", "4 ranks", "gpus_per_node=3", "a multiple"),
+    simulate("--gpus-per-node 0", "gpus_per_node=0", "at least 1"),
+    simulate("--node-bandwidth-Bps 0", "node_bandwidth_Bps=0", "above 0"),
+    simulate("--parameters 0", "parameters=0", "above 0"),
 ]
 
 SCHEDULES = [
@@ -379,6 +477,26 @@ RUNTIME = [
     env("MPIMOMENTUM_BACKOFF_S", "-1", "above 0"),
     env("MPIMOMENTUM_BACKOFF_S", "inf", "above 0"),
     env("MPIMOMENTUM_FAKE_NODES", "x", "a number of nodes"),
+    env("MPIMOMENTUM_PRETEND_GPUS", "many", "a number of GPUs"),
+    Row(
+        "train --device cpu --staging ipc --model mlp --steps 1",
+        ("staging=ipc", "vectors live on the CPU", "--device cuda"),
+    ),
+    Row(
+        "train --device cuda --model mlp --steps 1",
+        ("device=cuda", "there is no GPU", "use --device cpu"),
+        env={"MPIMOMENTUM_PRETEND_GPUS": "0"},
+    ),
+    Row(
+        "train --device cuda:2 --model mlp --steps 1",
+        ("device=cuda:2", "2 GPUs, cuda:0 to cuda:1", "--device cuda"),
+        env={"MPIMOMENTUM_PRETEND_GPUS": "2"},
+    ),
+    Row(
+        "train --model mlp --steps 1",
+        ("CUDA_VISIBLE_DEVICES=0,0", "twice", "unset"),
+        env={"MPIMOMENTUM_PRETEND_GPUS": "2", "CUDA_VISIBLE_DEVICES": "0,0"},
+    ),
 ]
 
 FAILURES = [
@@ -474,6 +592,7 @@ LOOKING = [
 SUBMIT = [  # before sbatch is looked for
     Row("submit run.toml", ("run.toml, line 1", "lrr", "did you mean lr"), {"run.toml": "lrr = 1"}),
     Row("submit --lrr 1", ("--lrr", "`mpimomentum submit --help`")),
+    Row("submit --record", ("record=True", "leave record out")),
     Row("submit --nodes 0", ("--nodes 0", "at least 1")),
     Row("submit --time soon", ("--time soon", "H:MM:SS")),
     Row("submit --time 2", ("--time 2", "give more time")),
@@ -495,6 +614,7 @@ ROWS = [
     *SYNTAX,
     *TYPES,
     *RANGES,
+    *CALIBRATIONS,
     *SCHEDULES,
     *SIZES,
     *MATRICES,

@@ -80,7 +80,7 @@ def test_two_commands_under_one_mpirun_are_refused_as_one(
 ) -> None:
     out = ("--out", str(tmp_path / "o"))
     command = [*TRAIN, *out, *first, ":", "-n", "1", sys.executable, *TRAIN, *out, *second]
-    done = launch(1, *command, tmp_path=tmp_path)
+    done = launch(1, *command, tmp_path=tmp_path, fresh=True)
     assert done.returncode == 2, done.output
     assert len(messages(done.output)) == 1
     assert message in messages(done.output)[0]

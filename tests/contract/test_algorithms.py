@@ -22,11 +22,13 @@ TABLE = {
     "allreduce-sgd": mm.AllReduceSGD(lr=0.05, mu=0.5),
     "d-psgd cta": mm.DPSGD(lr=0.05),
     "d-psgd atc": mm.DPSGD(lr=0.05, variant="atc"),
+    "d-psgd int8": mm.DPSGD(lr=0.05, wire="int8"),
     "ad-psgd lockfree": mm.ADPSGD(lr=0.05, mu=0.5),
     "ad-psgd reweighted": mm.ADPSGD(lr=0.05, reweight=True),
     "ad-psgd local steps": mm.ADPSGD(lr=0.05, mu=0.5, local_steps=3),
     "ad-psgd auto": mm.ADPSGD(lr=0.05, mu="auto", mu_max=0.5),
     "ad-psgd paired": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired"),
+    "ad-psgd paired int8": mm.ADPSGD(lr=0.05, mu=0.5, variant="paired", wire="int8"),
     "async-server": mm.AsyncServer(lr=0.02, mu=0.5),
     "async-server weighted": mm.AsyncServer(lr=0.05, mu=0.5, weighting="inverse"),
     "async-server decayed momentum": mm.AsyncServer(
@@ -37,9 +39,12 @@ TABLE = {
     "async-server 2 shards": mm.AsyncServer(lr=0.02, mu=0.3, servers=2),
     "async-server dedicated": mm.AsyncServer(lr=0.02, mu=0.5, dedicated=True),
     "async-server quorum": mm.AsyncServer(lr=0.05, mu=0.5, quorum=3),
+    "async-server int8": mm.AsyncServer(lr=0.02, mu=0.5, wire="int8"),
+    "async-server sign": mm.AsyncServer(lr=0.02, mu=0.3, servers=2, wire="sign"),
     "async-server sums": mm.AsyncServer(lr=0.02, mu=0.5, mode="sums"),
     "decentralized-momentum": mm.DecentralizedMomentum(lr=0.03, mu=0.5),
     "decentralized-momentum II": mm.DecentralizedMomentum(lr=0.03, mu=0.5, nesterov=True),
+    "decentralized-momentum bf16": mm.DecentralizedMomentum(lr=0.03, mu=0.5, wire="bf16"),
     "local-momentum": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=5),
     "local-momentum II": mm.LocalMomentum(lr=0.03, mu=0.5, local_steps=2, nesterov=True),
     "d2": mm.D2(lr=0.05),
@@ -67,6 +72,7 @@ NEEDS_TWO = {
     "async-server auto 2 shards",
     "async-server dedicated",
     "async-server quorum",
+    "async-server sign",
 }
 DIM = 6
 B = torch.linspace(-1, 1, DIM, dtype=torch.float64)
@@ -285,6 +291,20 @@ def one_spring(algorithm: Any, steps: int) -> torch.Tensor:
     return center
 
 
+def compressed_heavy_ball(algorithm: Any, steps: int) -> torch.Tensor:
+    """A worker that keeps what its pushes leave out, and is told differences of the model."""
+    objective, wire = alike(0, 1), algorithm.wire
+    x = told = objective.initial()
+    v, error = torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(steps):
+        push = algorithm.lr * objective.full_gradient(told)
+        q = mm.wire.decode(mm.wire.encode(push, wire, error=error), wire, torch.empty_like(x))
+        v = algorithm.mu * v - q
+        x = x + v
+        told = told + mm.wire.decode(mm.wire.encode(x - told, wire), wire, torch.empty_like(x))
+    return x
+
+
 PLAIN = {
     mm.ElasticAveraging: one_spring,
     mm.KatyushaX: katyusha_x,
@@ -303,6 +323,8 @@ def test_one_worker_is_the_plain_algorithm(where: str, algorithm: Any, request: 
     if isinstance(algorithm, mm.Signum):
         algorithm = dataclasses.replace(algorithm, adversaries="")
         plain = error_feedback if algorithm.error_feedback else sign_descent
+    if isinstance(algorithm, mm.AsyncServer) and algorithm.wire != "float32":
+        plain = compressed_heavy_ball
     if where == "simulator":
         run = mm.simulate(algorithm, alike, 1, steps=30)
     else:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import mpimomentum as mm
+from mpimomentum.runtime.errors import BadInput
 
 LR, MU, DECAY = 0.1, 0.9, 0.01
 STEPS = 7
@@ -93,6 +94,17 @@ def accumulation(model: nn.Module, make: Make) -> None:
         else:
             (loss_of(model, 2 * step) / 2).backward()
         (loss_of(model, 2 * step + 1) / 2).backward()
+        opt.step()
+
+
+def autocast(model: nn.Module, make: Make) -> None:
+    opt = make(model)
+    for step in range(STEPS):
+        opt.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(batch(step)[0]).dtype == torch.bfloat16
+            loss = loss_of(model, step)
+        loss.backward()
         opt.step()
 
 
@@ -249,6 +261,7 @@ TRAPS = [
     schedule,
     clipping,
     accumulation,
+    autocast,
     grad_scaler,
     grad_scaler_with_clipping,
     groups,
@@ -657,3 +670,10 @@ def test_a_copy_is_refused(optimizer: Any) -> None:
         copy.deepcopy(optimizer)
     with pytest.raises(TypeError, match=r"save its state_dict\(\)"):
         pickle.dumps(optimizer)
+
+
+def test_a_model_that_is_not_where_the_vectors_are_is_refused() -> None:
+    with mm.init() as worker, pytest.raises(BadInput) as refused:
+        mm.DistributedOptimizer(nn.Linear(2, 1, device="meta"), mm.ADPSGD(lr=0.1), worker)
+    for word in ("the model is on meta", "on cpu", "mm.init(device='cuda')", "model.to("):
+        assert word in str(refused.value)

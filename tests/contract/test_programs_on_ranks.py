@@ -14,7 +14,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 def test_the_main_job_learns_and_leaves_a_whole_run_directory(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = launch(4, "-m", "mpimomentum", "train", "--out", str(out), tmp_path=tmp_path)
+    args = ("-m", "mpimomentum", "train", "--out", str(out))
+    done = launch(4, *args, tmp_path=tmp_path, fresh=True)
     assert done.returncode == 0, done.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["test_accuracy"] >= 0.96
@@ -36,11 +37,14 @@ def test_a_run_is_repeated_from_its_own_config(tmp_path: Path, algorithm: str) -
     flags = ["--algorithm", algorithm, "--steps", "12", "--model", "mlp", "--lr", "0.05"]
     for out, arguments in ((first, flags), (second, [str(first / "config.toml")])):
         command = ["-m", "mpimomentum", "train", *arguments, "--out", str(out)]
-        done = launch(2, *command, tmp_path=tmp_path)
+        done = launch(2, *command, tmp_path=tmp_path, MPIMOMENTUM_PRETEND_GPUS="1")
         assert done.returncode == 0, done.output
+        assert done.output.count("up to 2 ranks share a GPU") == 1
     a, b = (json.loads((out / "summary.json").read_text()) for out in (first, second))
     assert a["algorithm"] == b["algorithm"] == algorithm
     assert a["steps"] == b["steps"] == 12
+    assert a["device"] == b["device"]
+    assert a["device"]["ranks"] == ["cuda:0", "cuda:0"]
     if algorithm == "d-psgd":  # fixed order of every sum
         assert a["train_loss"] == b["train_loss"]
 

@@ -30,11 +30,11 @@ def test_killed_while_saving(
     tmp_path: Path, algorithm: str, place: str, valid: list[int] | None
 ) -> None:
     out = tmp_path / "run"
-    job = start(2, SAVING, str(out), algorithm, "17", place, tmp_path=tmp_path)
+    job = start(2, SAVING, str(out), algorithm, "17", place, tmp_path=tmp_path, fresh=True)
     output = job.wait_for(f"stopped at {place}")
     for pid in re.findall(r"pid \d (\d+)", output):
         os.kill(int(pid), signal.SIGKILL)
-    job.wait(30)
+    job.wait()
 
     found = files.committed(out / "checkpoints")
     for path in found:  # whole

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import launch, start
+from tests.launch import SOON_S, launch, start
 
 FAILING = str(Path(__file__).parents[1] / "jobs" / "failing.py")
 
@@ -31,10 +31,9 @@ def test_an_exception_ends_the_job_with_its_traceback(
     tmp_path: Path, how: str, message: str, driver: str
 ) -> None:
     failed_at = tmp_path / "failed_at"
-    done = launch(
-        4, FAILING, how, tmp_path=tmp_path, MPIMOMENTUM_DRIVER=driver, FAILED_AT=str(failed_at)
-    )
-    assert time.time() - float(failed_at.read_text()) < 5, done.output
+    env = {"MPIMOMENTUM_DRIVER": driver, "FAILED_AT": str(failed_at)}
+    done = launch(4, FAILING, how, tmp_path=tmp_path, fresh=driver == "thread", **env)
+    assert time.time() - float(failed_at.read_text()) < SOON_S, done.output
     assert done.returncode != 0
     assert f"rank 1 | {message}" in done.output
     assert "rank 1 | Traceback" in done.output
@@ -45,8 +44,9 @@ def test_a_failed_run_that_the_program_swallows_ends_the_job_with_the_program(
     tmp_path: Path,
 ) -> None:
     failed_at = tmp_path / "failed_at"
-    done = launch(4, FAILING, "swallowed", tmp_path=tmp_path, FAILED_AT=str(failed_at))
-    assert time.time() - float(failed_at.read_text()) < 5, done.output
+    env = {"FAILED_AT": str(failed_at)}
+    done = launch(4, FAILING, "swallowed", tmp_path=tmp_path, fresh=True, **env)
+    assert time.time() - float(failed_at.read_text()) < SOON_S, done.output
     assert "rank 1 | the program ends after a failed run: ending the job" in done.output
 
 
@@ -71,13 +71,13 @@ def test_a_slow_rank_is_waited_for_beyond_the_time_out(tmp_path: Path, driver: s
 
 
 def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
-    job = start(4, FAILING, "kill", tmp_path=tmp_path)
+    job = start(4, FAILING, "kill", tmp_path=tmp_path, fresh=True)
     output = job.wait_for("training 2")
     pid = int(re.search(r"pid 2 (\d+)", output).group(1))
     os.kill(pid, signal.SIGKILL)
     began = time.monotonic()
-    done = job.wait(30)
-    assert time.monotonic() - began < 10
+    done = job.wait()
+    assert time.monotonic() - began < SOON_S
     assert done.returncode != 0
     # the launcher speaks for the dead
     assert re.search(r"signal 9|KILLED BY SIGNAL: 9|Killed", done.output), done.output
@@ -86,7 +86,6 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
 def test_a_wait_without_end_is_reported_by_name_and_ended(tmp_path: Path) -> None:
     done = launch(4, FAILING, "stuck", tmp_path=tmp_path, MPIMOMENTUM_TIMEOUT_S="3")
     assert done.returncode != 0
-    assert done.seconds < 40
     assert "nothing has moved for 3 s" in done.output
     assert re.search(r"rank 1 has waited \d+ s for a message in mailbox 'replies'", done.output)
     assert re.search(r"rank 0 has waited \d+ s for all ranks to come to the barrier", done.output)

@@ -41,7 +41,7 @@ def stalled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Runn
         ("stopped", ("d-psgd", "100", "continue", "60")),
     ):
         folder = tmp_path_factory.mktemp(name)
-        jobs[name] = start(2, JOB, *args, tmp_path=folder, options=keeping(family()))
+        jobs[name] = start(2, JOB, *args, tmp_path=folder, options=keeping(family()), fresh=True)
     pid = begun(jobs["stopped"], 2)[1]
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(20, os.kill, (pid, signal.SIGCONT))
@@ -66,6 +66,7 @@ def test_an_exchange_of_the_dead_is_whole_or_did_not_take_place(tmp_path: Path, 
         *(JOB, "ad-psgd", "60", "continue", "60", place),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     assert done.returncode == 0, done.output
     values = result_of(done.output)
@@ -84,6 +85,7 @@ def test_of_an_exchange_between_two_that_die_nothing_is_lost_or_counted_twice(
         *(JOB, "ad-psgd", "60", "continue", "60", "both"),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     assert done.returncode == 0, done.output
     values = result_of(done.output)
@@ -102,6 +104,7 @@ def test_the_next_rank_writes_the_summary_if_the_first_dies_at_that(tmp_path: Pa
         *(str(Path(JOB).with_name("dying_writer.py")), *run, "--steps", "5"),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     assert done.returncode == 0, done.output
     summary = json.loads((out / "summary.json").read_text())
@@ -118,10 +121,25 @@ def test_who_is_condemned_ends_though_who_condemned_it_died_before_ending_it(
         *(JOB, "d-psgd", "20", "continue", str(HUNG_S), "condemning"),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     assert done.returncode == 0, done.output
     causes = {f["rank"]: f["cause"] for f in result_of(done.output)["failures"]}
     assert causes == {0: "ended", 1: "hung"}
+
+
+def test_who_finds_itself_condemned_ends_without_the_others(tmp_path: Path) -> None:
+    done = launch(
+        3,
+        *(JOB, "d-psgd", "20", "continue", "60", "condemned"),
+        tmp_path=tmp_path,
+        options=keeping(family()),
+        fresh=True,
+    )
+    assert "rank 1 | this rank was declared dead" in done.output
+    assert done.returncode == 0, done.output
+    causes = {f["rank"]: f["cause"] for f in result_of(done.output)["failures"]}
+    assert causes == {1: "hung"}
 
 
 @pytest.mark.parametrize("place", ["leaving", "closed"])
@@ -133,6 +151,7 @@ def test_nobody_waits_at_the_end_for_a_rank_that_died_after_the_run(
         *(JOB, "d-psgd", "20", "continue", "60", place),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     assert done.returncode == 0, done.output
     assert result_of(done.output)["failures"] == []
@@ -144,11 +163,12 @@ def test_a_graph_that_falls_apart_is_joined_again(tmp_path: Path) -> None:
         *(JOB, "d-psgd", "400", "continue", "60"),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     pids = begun(job, 4)
     for rank in (0, 2):  # of a ring of four: the others have no common edge then
         os.kill(pids[rank], signal.SIGKILL)
-    done = job.wait(60)
+    done = job.wait()
     values = result_of(done.output)
     assert sorted(f["rank"] for f in values["failures"]) == [0, 2]
     assert [[1, 3]] in [f["edges_added"] for f in values["failures"]]
@@ -163,22 +183,22 @@ def test_the_center_of_elastic_averaging_is_not_outlived(tmp_path: Path) -> None
         *(JOB, "elastic-averaging", "5000", "continue", "60"),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     pid = begun(job, 3)[0]
     os.kill(pid, signal.SIGKILL)
     began = time.monotonic()
-    done = job.wait(60)
+    done = job.wait()
     assert time.monotonic() - began < 30
     assert done.returncode != 0
     assert "rank 0 died, and the run cannot go on without it: the center was there" in done.output
 
 
 def test_by_default_a_stopped_rank_ends_the_job_after_the_watchdogs_time(tmp_path: Path) -> None:
-    job = start(
-        3, *(JOB, "d-psgd", "5000", "abort", "60"), tmp_path=tmp_path, MPIMOMENTUM_TIMEOUT_S="3"
-    )
+    args = (JOB, "d-psgd", "5000", "abort", "60")
+    job = start(3, *args, tmp_path=tmp_path, fresh=True, MPIMOMENTUM_TIMEOUT_S="3")
     os.kill(begun(job, 3)[1], signal.SIGSTOP)
-    done = job.wait(60)
+    done = job.wait()
     assert done.returncode != 0
     assert "nothing has moved for 3 s" in done.output
     assert re.search(r"rank [02] has waited \d+ s for models of step", done.output), done.output
@@ -188,7 +208,7 @@ def test_by_default_a_stopped_rank_ends_the_job_after_the_watchdogs_time(tmp_pat
 def test_a_rank_that_is_slow_or_stopped_for_20_s_is_not_dead(
     stalled: dict[str, RunningJob], name: str, steps: int
 ) -> None:
-    done = stalled[name].wait(90)
+    done = stalled[name].wait()
     assert done.returncode == 0, done.output
     values = result_of(done.output)
     assert values["failures"] == []

@@ -35,10 +35,11 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
         "auto",
         "--trace",
     ]
-    job = start(2, STOPPING, *run, "--steps", "1000000", "--progress", "lines", tmp_path=tmp_path)
+    endless = (*run, "--steps", "1000000", "--progress", "lines")
+    job = start(2, STOPPING, *endless, tmp_path=tmp_path, fresh=True)
     output = job.wait_for("samples/s")  # it is under way
     os.kill(int(re.search(r"pid 1 (\d+)", output).group(1)), getattr(signal, name))
-    stopped = job.wait(60)
+    stopped = job.wait()
     assert stopped.returncode == 85, stopped.output
     assert stopped.output.count(f"mpimomentum: stopped: {name} came to rank 1. The run is") == 1
     assert "Traceback" not in stopped.output

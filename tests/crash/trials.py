@@ -53,7 +53,7 @@ def family() -> str:
 def begun(job: RunningJob, size: int) -> dict[int, int]:
     """Wait until all ranks train; return their processes."""
     for rank in range(size):
-        output = job.wait_for(f"training {rank}\n", 120)
+        output = job.wait_for(f"training {rank}\n")
     return {int(r): int(pid) for r, pid in re.findall(r"pid (\d+) (\d+)", output)}
 
 
@@ -116,6 +116,7 @@ def attempt(trial: Trial, tmp_path: Path) -> Outcome:
         *(JOB, trial.algorithm, str(STEPS), "continue", str(hung_s)),
         tmp_path=tmp_path,
         options=keeping(family()),
+        fresh=True,
     )
     pids = begun(job, trial.size)
     time.sleep(delay_s)  # the trial: a moment that nothing in the run knows

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mpimomentum as mm
-from mpimomentum.codecs import mix, sign
-from tests.unit.kernels import test_mix_kernels, test_sign_kernels
+from mpimomentum.codecs import mix, sign, wire
+from tests.unit.kernels import test_mix_kernels, test_sign_kernels, test_wire_kernels
 from tests.unit.kernels.conftest import rng  # noqa: F401  # a fixture
 
 from .on_gpu import OnGpu, missing
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The given NumPy array is not writable:UserWarning",
 )
 
-for _module in (test_sign_kernels, test_mix_kernels):
+for _module in (test_sign_kernels, test_mix_kernels, test_wire_kernels):
     globals().update({name: f for name, f in vars(_module).items() if name.startswith("test_")})
 
 
 @pytest.fixture
 def implementation(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make mm.sign and mm.mix compute on the GPU."""
-    for face in (sign, mix):
+    """Make mm.sign, mm.mix and mm.wire compute on the GPU."""
+    for face in (sign, mix, wire):
         monkeypatch.setattr(face, "kernels", OnGpu())
     return "cuda"
 

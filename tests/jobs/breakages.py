@@ -9,7 +9,8 @@ import torch
 
 from mpimomentum.transport.accumulate import AccumulateWindow
 from mpimomentum.transport.segment import MIXES
-from mpimomentum.transport.window import InboxWindow, Word
+from mpimomentum.transport.window import InboxWindow
+from mpimomentum.transport.word import Word
 from mpimomentum.worker import Vector
 
 

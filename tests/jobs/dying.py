@@ -15,6 +15,7 @@ applied     all are, its word says not yet
 both        some chunks are exchanged with rank 2, which it has just killed; then those who live try
             another run
 condemning  it only stops; rank 0 condemns it, and is killed before it has killed it
+condemned   it goes on; rank 0 condemns it, and does not kill it
 stalled     nothing dies: one gradient of rank 1 takes 20 s
 leaving     the run is over, and it is about to free its windows
 closed      it has closed its worker, and its program is about to end
@@ -28,6 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,13 +111,21 @@ def die_with(w: Any, rank: int) -> None:
     InboxWindow.average, mix.exchange = noted, counted
 
 
-def condemn(w: Any, rank: int) -> None:
-    """Stop `rank`; rank 0 condemns it, and dies."""
+def stop_and_condemn(w: Any, rank: int) -> None:
+    """Stop `rank`; rank 0 condemns it once it has stopped, and dies."""
     if w.rank == rank:
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
-        w._liveness.board.compare_and_swap(rank, 0, w.rank + 1, CONDEMNED)
+        info = Path(f"/proc/self/fdinfo/{w._liveness._pidfds[rank]}").read_text()
+        stat = Path("/proc", info.rpartition("Pid:")[2].split()[0], "stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        condemn(w, rank)
         die()
+
+
+def condemn(w: Any, rank: int) -> None:
+    w._liveness.board.compare_and_swap(rank, 0, w.rank + 1, CONDEMNED)
 
 
 def arrange(place: str, w: Any) -> None:
@@ -190,6 +200,8 @@ def main(name: str, steps: int, on_failure: Any, timeout_s: float, place: str = 
         if w.step == 5:
             say(f"training {w.rank}")
             if place == "condemning" and w.rank < 2:
+                stop_and_condemn(w, 1)
+            if place == "condemned" and w.rank == 0:
                 condemn(w, 1)
 
     run = mm.run(ALGORITHMS[name], lambda r, n: objectives[r], steps, worker=w, observe=observe)

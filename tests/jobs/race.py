@@ -21,7 +21,7 @@ from tests.jobs.breakages import BREAKAGES
 
 async def race(w: mpi_worker.MPIWorker, dim: int, averages: int, kind: str) -> dict[str, float]:
     x0 = torch.randn(dim, generator=torch.Generator().manual_seed(w.rank))
-    window = w.window("x", x0, kind)
+    window = w.window("x", x0.to(w.device), kind)
     await w.start()
     rng = np.random.default_rng(w.rank)
     own = 0
@@ -30,7 +30,7 @@ async def race(w: mpi_worker.MPIWorker, dim: int, averages: int, kind: str) -> d
         if kind == "local add":  # a breakage: noise that adds up to nothing, by plain stores
             window.jiggle()
     await w.quiesce()
-    x = window.read().double()
+    x = window.read().cpu().double()
     before, after = await w.allreduce(x0.double()), await w.allreduce(x)
     scale = await w.allreduce(x0.double().abs())
     spread = [(v - s / w.size).square().sum().reshape(1) for v, s in ((x0, before), (x, after))]

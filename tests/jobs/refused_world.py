@@ -72,6 +72,16 @@ CASES = {
         ("MPIMOMENTUM_FAKE_NODES=2", "the same on all ranks"),
         odd_env={"MPIMOMENTUM_FAKE_NODES": "2"},
     ),
+    "a GPU for some": Case(
+        ("rank 0 computes on cuda:0", "rank 1 on cpu", "--device cpu"),
+        env={"MPIMOMENTUM_PRETEND_GPUS": "2"},
+        odd_args="--device cpu",
+    ),
+    "a GPU that one rank does not see": Case(
+        ("rank 1: CUDA_VISIBLE_DEVICES=0,5", "GPU 5 is not there", "unset"),
+        env={"MPIMOMENTUM_PRETEND_GPUS": "2"},
+        odd_env={"CUDA_VISIBLE_DEVICES": "0,5"},
+    ),
     "no data on one node": Case(  # one rank of each reads
         ("rank 1: ", "digits.csv.gz", "leave data_dir out"),
         env={"MPIMOMENTUM_FAKE_NODES": str(SIZE)},

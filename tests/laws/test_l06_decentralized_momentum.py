@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import mpimomentum as mm
-from mpimomentum.algorithms.decentralized_momentum import mixed, momentum_step
+from mpimomentum.algorithms.gossip import mixed
+from mpimomentum.algorithms.momentum_step import momentum_step
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 OPTIONS = pytest.mark.parametrize("nesterov", [False, True], ids=["I", "II"])

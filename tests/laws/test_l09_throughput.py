@@ -16,6 +16,8 @@ import mpimomentum as mm
 from tests.launch import launch
 
 JOB = Path(__file__).parents[1] / "jobs" / "throughput.py"
+ALGORITHMS = ("allreduce-sgd", "d-psgd", "ad-psgd", "ad-psgd paired", "async-server")
+TRIALS = 3
 DURATION_S = 400.0
 
 
@@ -100,13 +102,21 @@ def test_ranks_of_d_psgd_run_ahead_of_a_straggler_by_their_distance_only(variant
 
 
 def test_on_real_ranks(tmp_path: Path) -> None:
-    done = launch(4, str(JOB), "3", "0.03", "10", tmp_path=tmp_path, timeout_s=110)
-    assert done.returncode == 0, done.output
-    result = json.loads(next(line for line in done.output.splitlines() if line.startswith("{")))
-    print(json.dumps(result, indent=1))
-    for name in ("allreduce-sgd", "d-psgd"):  # law: 1/10
-        assert result[name]["ratio"] <= 0.15, name
-    for name in ("ad-psgd", "ad-psgd paired", "async-server"):  # law: (3 + 1/10)/4 = 0.775
-        assert result[name]["ratio"] >= 0.72, name
-    for name, rates in result.items():
-        assert rates["even"] >= 0.5 * 4 / 0.03, f"{name}: gradients sleep 30 ms, but {rates}"
+    """Who waits where it must not does so every time; a busy machine disturbs now and then."""
+    missed: dict[str, str] = {name: "" for name in ALGORITHMS}
+    for _ in range(TRIALS):
+        done = launch(4, str(JOB), "2", "0.03", "10", *missed, tmp_path=tmp_path)
+        assert done.returncode == 0, done.output
+        result = json.loads(next(line for line in done.output.splitlines() if line.startswith("{")))
+        missed = {name: why for name, rates in result.items() if (why := differs(name, rates))}
+        if not missed:
+            return
+    pytest.fail("\n".join(missed.values()))
+
+
+def differs(name: str, rates: dict[str, float]) -> str:
+    """Return how far a measurement is from the law, or nothing."""
+    waits = name in ("allreduce-sgd", "d-psgd")
+    kept = rates["ratio"] <= 0.15 if waits else rates["ratio"] >= 0.72  # laws: 1/10, 3.1/4
+    busy = rates["even"] >= 0.5 * 4 / 0.03  # updates a second of gradients that sleep 30 ms
+    return "" if kept and busy else f"{name}: {rates}"

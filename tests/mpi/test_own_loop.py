@@ -141,16 +141,27 @@ def test_every_algorithm_learns_and_its_average_is_put_in_and_taken_out(
     opt.close()
 
 
-def test_a_saved_synchronous_loop_goes_on_bit_by_bit(make_worker: Any) -> None:
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        mm.DPSGD(lr=LR),
+        mm.DPSGD(lr=LR, wire="int8"),
+        mm.DPSGD(lr=LR, variant="atc", wire="bf16"),
+        mm.DecentralizedMomentum(lr=LR, mu=MU, wire="int8"),
+    ],
+    ids=["whole", "int8", "bf16", "momentum"],
+)
+def test_a_saved_synchronous_loop_goes_on_bit_by_bit(make_worker: Any, algorithm: Any) -> None:
+    """Saved while the next step waits for its gradient: what precedes that is done once more."""
     w = make_worker()
     model = net()
-    opt = mm.DistributedOptimizer(model, mm.DPSGD(lr=LR), w)
+    opt = mm.DistributedOptimizer(model, algorithm, w)
     go(model, opt, w.rank, 0, 6)
     saved = opt.state_dict()
     go(model, opt, w.rank, 6, 12)
     opt.close()
     other = net(seed=7)
-    again = mm.DistributedOptimizer(other, mm.DPSGD(lr=LR), w)
+    again = mm.DistributedOptimizer(other, algorithm, w)
     again.load_state_dict(saved)
     assert w.step == 6
     go(other, again, w.rank, 6, 12)

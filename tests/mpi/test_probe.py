@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mpimomentum as mm
-from mpimomentum.runtime.probe import ConsensusProbe, estimate
+from mpimomentum.runtime.probe import ConsensusProbe, estimate, squared_distance
 from mpimomentum.transport import MPIWorker
 from mpimomentum.worker import Window
 
@@ -65,7 +65,7 @@ def test_all_pairs_together_give_the_distance(make_worker: Callable[..., MPIWork
     probe = always(w)
     run = mm.run(Still(), Elsewhere, steps=STEPS, worker=w, observe=probe.observe)
     pairs = {
-        (i, j): estimate(start_of(i), start_of(j), w.size)
+        (i, j): estimate(float(squared_distance(start_of(i), start_of(j))), w.size)
         for i, j in itertools.permutations(range(w.size), 2)
     }
     mean_square = sum(e * e for e in pairs.values()) / len(pairs)

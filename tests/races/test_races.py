@@ -18,7 +18,7 @@ AVERAGES = 2000
 
 
 def run(tmp_path: Path, size: int, job: str, *args: str, **env: str) -> dict[str, Any]:
-    done = launch(size, str(JOBS / job), *args, tmp_path=tmp_path, timeout_s=110, **env)
+    done = launch(size, str(JOBS / job), *args, tmp_path=tmp_path, **env)
     assert done.returncode == 0, done.output
     return json.loads(next(line for line in done.output.splitlines() if line.startswith("{")))
 

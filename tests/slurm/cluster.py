@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.launch import LIMIT_S, looks
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "slurm"
 TWO_EACH = ("--nodes=2", "--ntasks-per-node=2")
@@ -47,13 +49,13 @@ def missing() -> str:
     return f"root may not do here what a node needs: {done.stderr}" if done.returncode else ""
 
 
-def until(true: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def until(true: Callable[[], bool], what: str, timeout_s: float = LIMIT_S) -> None:
     """Wait until `true()`; Slurm has nothing to wait on but its answers."""
-    end = time.monotonic() + timeout_s
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+    for _ in looks(timeout_s, 0.2):
+        if true():
+            return
         time.sleep(0.2)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
 
 class Cluster:
@@ -106,7 +108,7 @@ class Cluster:
         idle = ("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N")
         self.until(lambda: len(self.run(*idle).split()) == len(self.names), "all nodes idle")
 
-    def until(self, true: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    def until(self, true: Callable[[], bool], what: str, timeout_s: float = LIMIT_S) -> None:
         """Wait until `true()`; if that does not come, say what the daemons say."""
         try:
             until(true, what, timeout_s)
@@ -170,7 +172,7 @@ class Cluster:
         path = self.work / f"{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, job: str, text: str, timeout_s: float = 180) -> str:
+    def wait_for(self, job: str, text: str, timeout_s: float = LIMIT_S) -> str:
         """Wait until a job has printed `text`."""
 
         def over() -> bool:
@@ -183,7 +185,7 @@ class Cluster:
             raise AssertionError(f"{error}\n--- its log:\n{self.log(job)}") from None
         return self.log(job)
 
-    def wait(self, job: str, timeout_s: float = 180) -> str:
+    def wait(self, job: str, timeout_s: float = LIMIT_S) -> str:
         """Wait until a job is over; return its state."""
 
         try:

@@ -75,6 +75,7 @@ def test_a_run_whose_time_is_over_is_saved_and_goes_on(cluster: Cluster) -> None
     assert f"job {job}: asked to stop, USR1" in log
     steps = int(re.findall(r"saved in \S+/step-(\d+)", log)[-1]) + 20
     file.write_text(f"{text}steps = {steps}\n")  # or it would take its minute again
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")  # no second end of its time
     assert cluster.wait(job) == "COMPLETED", cluster.log(job)
     assert f"job {job}, start 2" in cluster.log(job)
     assert updates(out) == [steps] * 4

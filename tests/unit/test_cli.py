@@ -211,10 +211,14 @@ def test_defaults_of_the_two_commands_agree():
     assert shared <= SimulateConfig().flat().items()
 
 
+TRAIN = (sys.executable, "-m", "mpimomentum", "train")
+
+
 def test_train_on_one_rank_without_a_launcher(tmp_path):
     """The whole of ``train`` but the other ranks; those are in tests/mpi."""
     ended = subprocess.run(
-        [sys.executable, "-m", "mpimomentum", "train", "--steps", "30", "--out", str(tmp_path)],
+        [*TRAIN, "--steps", "30", "--out", str(tmp_path), "--amp", "bf16"],
+        env=os.environ | {"MPIMOMENTUM_PRETEND_GPUS": "2"},
         capture_output=True,
         text=True,
         check=False,
@@ -226,6 +230,13 @@ def test_train_on_one_rank_without_a_launcher(tmp_path):
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["updates_per_rank"] == [30]
     assert "MPI" in found["mpi"]
+    assert found["device"] == {
+        "asked": "auto",
+        "ranks": ["cuda:0"],
+        "cards": ["pretended 0"],
+        "pretended": True,
+    }
+    assert found["amp"] == "bf16"
     live = (tmp_path / "metrics" / "rank-0000.jsonl").read_text().splitlines()
     merged = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sorted(live) == sorted(merged)

@@ -10,7 +10,6 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.simulator.clock import ComputeTimes
-from mpimomentum.simulator.network import Network
 
 
 @pytest.mark.parametrize(
@@ -25,11 +24,18 @@ from mpimomentum.simulator.network import Network
         ({"bandwidth_Bps": math.nan}, "bandwidth_Bps=nan must be above 0"),
         ({"slow": {3: 0.0}}, r"rank 3 slow by 0\.0: must be above 0"),
         ({"slow": {3: math.inf}}, "rank 3 slow by inf: must be above 0, finite"),
-        ({"network": "torus"}, "network='torus': choose full, shared or fat-tree:K"),
+        ({"network": "torus"}, "network='torus': choose full, shared, fat-tree:K or"),
         ({"network": "fat-tree"}, "network='fat-tree': choose"),
         ({"network": "fat-tree:0"}, "network='fat-tree:0': choose"),
         ({"network": "fat-tree:x"}, "network='fat-tree:x': choose"),
         ({"network": "full:4"}, "network='full:4': choose"),
+        ({"network": "fat-tree:4:0"}, "network='fat-tree:4:0': choose"),
+        ({"network": "fat-tree:4:2:1"}, "network='fat-tree:4:2:1': choose"),
+        ({"slow_links": {3: 0.0}}, r"link of rank 3 slow by 0\.0: must be above 0"),
+        ({"gpus_per_node": 0}, "gpus_per_node=0: at least 1"),
+        ({"node_latency_s": -1.0}, r"node_latency_s=-1\.0 must be finite and not negative"),
+        ({"node_bandwidth_Bps": 0.0}, r"node_bandwidth_Bps=0\.0 must be above 0"),
+        ({"parameters": math.inf}, "parameters=inf must be above 0 and finite"),
     ],
 )
 def test_impossible_clock_is_refused(arguments, message):
@@ -80,56 +86,3 @@ def test_ranks_and_seeds_have_streams_of_their_own():
 
     assert times(0, 0) == times(0, 0)
     assert len({tuple(times(seed, rank)) for seed in (0, 1) for rank in (0, 1, 2)}) == 6
-
-
-L, B = 0.25, 100.0  # seconds, bytes per second: 50 bytes take 0.5 s on a link
-
-
-def network(kind, size=4):
-    return Network(mm.Clock(latency_s=L, bandwidth_Bps=B, network=kind), size)
-
-
-def test_full_network_has_one_link_a_sender():
-    links = network("full")
-    assert links.arrival_s(1.0, 0, 1, 50) == 1.0 + 0.5 + L
-    assert links.arrival_s(1.0, 0, 2, 50) == 1.0 + 1.0 + L  # after the first on the same link
-    assert links.arrival_s(1.0, 3, 2, 50) == 1.0 + 0.5 + L  # a link of its own
-    assert links.arrival_s(1.25, 0, 3, 100) == 2.0 + 1.0 + L  # the link is busy until 2.0
-    assert links.arrival_s(9.0, 0, 3, 100) == 9.0 + 1.0 + L  # idle again
-
-
-def test_shared_network_has_one_link_for_all():
-    links = network("shared")
-    arrivals = [links.arrival_s(0.0, r, (r + 1) % 4, 50) for r in range(4)]
-    assert arrivals == [0.5 + L, 1.0 + L, 1.5 + L, 2.0 + L]
-
-
-def test_fat_tree_shares_the_uplinks_only():
-    links = network("fat-tree:2")
-    assert links.arrival_s(0.0, 0, 1, 50) == 0.5 + L  # on the same switch
-    links = network("fat-tree:2")
-    assert links.arrival_s(0.0, 0, 2, 50) == 1.0 + L  # own link, then the uplink
-    assert links.arrival_s(0.0, 1, 3, 50) == 1.5 + L  # own link till .5, uplink busy till 1.0
-    assert links.arrival_s(0.0, 2, 0, 50) == 1.0 + L  # the other switch's uplink
-    assert links.arrival_s(0.0, 1, 0, 50) == 1.0 + L  # rank 1's link is busy till .5
-
-
-@pytest.mark.parametrize("kind", ["full", "shared", "fat-tree:2"])
-def test_a_rank_reaches_itself_at_once(kind):
-    links = network(kind)
-    assert links.arrival_s(3.0, 2, 2, 10**9) == 3.0
-    assert links.arrival_s(3.0, 2, 3, 50) == 3.5 + L  # nothing was occupied
-
-
-def test_free_messages_take_no_time():
-    assert Network(mm.Clock(), 4).arrival_s(2.0, 0, 1, 10**12) == 2.0
-    assert Network(mm.Clock(), 4).collective_s(10**12, 6) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("kind", "size", "sharing"),
-    [("full", 4, 1), ("shared", 4, 4), ("fat-tree:2", 4, 2), ("fat-tree:4", 4, 1),
-     ("fat-tree:8", 4, 1), ("fat-tree:3", 12, 3)],
-)  # fmt: skip
-def test_collective_waits_for_the_link_that_most_ranks_share(kind, size, sharing):
-    assert network(kind, size).collective_s(50, 6) == 6 * L + sharing * 0.5

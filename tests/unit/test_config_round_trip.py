@@ -19,8 +19,16 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
-DRAWS = 16  # of each algorithm
-OF_ONE_RUN = ("out", "progress", "resume", "resize", "log_level")  # not in a config.toml
+DRAWS = 20  # of each algorithm
+OF_ONE_RUN = (
+    "out",
+    "progress",
+    "resume",
+    "resize",
+    "log_level",
+    "replay",
+    "show",
+)  # not in a config.toml
 
 TEXTS = {
     "algorithm": tuple(ALGORITHMS),
@@ -32,16 +40,21 @@ TEXTS = {
     "buffers": ("average", "reset", "keep"),
     "weighting": ("exponential", "polynomial"),
     "mode": ("server", "sums"),
+    "wire": ("float32", "bf16", "int8"),
     "adversaries": ("2:invert", "0:random,3:invert"),
     "prox": ("l1:0.001", "l2:1e-4"),
     "slow": ("0:10", "0:0.5,3:2"),
-    "network": ("shared", "fat-tree:4"),
+    "slow_links": ("0:10", "0:0.5,3:2"),
+    "network": ("shared", "fat-tree:4", "fat-tree:8:2.5"),
     "milestones": ("5", "1.5,20"),
+    "device": ("auto", "cpu", "cuda", "cuda:3"),
     "resume": ("auto", "never", "/runs/a/checkpoints/step-000100"),
+    "show": ("7", "10..20"),
 }
 """Possible values of the fields that are text; a new one needs a row."""
 
 NEEDS: dict[str, dict[str, Any]] = {
+    "wire": {"algorithm": "d-psgd", "topology": "ring"},
     "milestones": {"lr_schedule": "step"},
     "scale": {"error_feedback": True},
     "decay": {"weighting": "exponential", "mu": 0.5},
@@ -49,6 +62,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "auto_lr": {"mu": "auto"},
     "weight_momentum": {"weighting": "polynomial"},
     "failure_timeout_s": {"on_failure": "continue"},
+    "show": {"replay": Path("/runs/a")},
 }
 """What else must be given with a field, or hardly a draw would be valid."""
 
@@ -122,6 +136,8 @@ def test_what_is_written_is_what_is_read(command, tmp_path, monkeypatch):
         here = {name: getattr(config.saving, name) for name in ("resume", "resize")}
         saving = dataclasses.replace(read.saving, **here)
         alike = dataclasses.replace(read, output=config.output, saving=saving)
+        if command == "simulate":
+            alike = dataclasses.replace(alike, replaying=config.replaying)
         assert alike == config.resolved()
         assert read.toml() == config.toml()
     possible = set(fields_of(CONFIGS[command])) - REFUSED[command]

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from mpimomentum.runtime import cuda_trial
 from mpimomentum.runtime.doctor import cuda, machine, mpi, slurm, software, variables
 from mpimomentum.runtime.doctor.diagnosis import EVERYWHERE, ONCE_PER_NODE, Examination
 from mpimomentum.runtime.doctor.finding import Finding, Status, merge
@@ -570,9 +572,25 @@ def test_slurm(environ, status, says):
 # -- CUDA ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("environ", "status", "says"),
+    [
+        ({}, "ok", "cpu"),
+        ({"MPIMOMENTUM_PRETEND_GPUS": "2"}, "ok", "cuda:1: number 3 on its node"),
+        ({"MPIMOMENTUM_PRETEND_GPUS": "2", "CUDA_VISIBLE_DEVICES": "1"}, "ok", "cuda:0: the only"),
+        ({"MPIMOMENTUM_PRETEND_GPUS": "2", "CUDA_VISIBLE_DEVICES": "1,2"}, "fail", "GPU 2 is not"),
+        ({"MPIMOMENTUM_PRETEND_GPUS": "2", "MPIMOMENTUM_DEVICE": "cuda:4"}, "fail", "cuda:4"),
+    ],
+)
+def test_the_device_of_a_rank_is_named(environ, status, says):
+    found = cuda.device(Place(environ, local_rank=3))
+    assert found.status == status
+    assert says in found.found
+
+
 def test_without_cuda_nothing_of_it_is_started(monkeypatch):
     monkeypatch.setattr(cuda.torch.version, "cuda", None)
-    monkeypatch.setattr(cuda, "probe", lambda environ: pytest.fail("no probe is needed"))
+    monkeypatch.setattr(cuda_trial, "probe", lambda *_: pytest.fail("no probe is needed"))
     monkeypatch.setattr(cuda, "_DEVICE", Path("/nonexistent"))
     (found,) = cuda.cuda(place())
     assert found.status is OK
@@ -584,44 +602,80 @@ def test_without_cuda_nothing_of_it_is_started(monkeypatch):
 
 def probing(monkeypatch, program: str) -> list[Finding]:
     monkeypatch.setattr(cuda.torch.version, "cuda", "12.9")
-    monkeypatch.setattr(cuda, "PROBE", (sys.executable, "-c", program))
+    monkeypatch.setattr(cuda_trial, "PROBE", (sys.executable, "-c", PROBE + program))
     return cuda.cuda(Place.of(dict(os.environ)))
 
 
-SEEN = 'import json, os; print(json.dumps({"devices": ["H200"], "usable": True}), flush=True); '
+PROBE = """
+import json, os, sys
+def say(**learnt):
+    print(json.dumps(learnt), flush=True)
+def works(name):
+    say(trying=name)
+    say(**{name: ""})
+def die(name):
+    say(trying=name)
+    os.kill(os.getpid(), 11)
+def each(**how):
+    for name in sys.argv[1:]:
+        how.get(name, works)(name)
+say(devices=["H200"], usable=True)
+"""
+ALL_DIE = "each(messages=die, collectives=die, sums=die, rma=die)"
+SEGV = f"the probe died of {signal.SIGSEGV.name}"
 
 
 @pytest.mark.parametrize(
     ("program", "status", "says"),
     [
-        (SEEN + "print('{\"query\": true}'); print('{\"sendrecv\": true}')", OK, "was sent"),
+        ("say(query=True); each()", OK, "took device memory in messages, collectives, sums, rma"),
+        (f"say(query=False); {ALL_DIE}", NOTE, f"says it is not; messages: {SEGV}; collectives: "),
+        (f"say(query=True); {ALL_DIE}", WARN, f"says it is; messages: {SEGV}; collectives: "),
+        ("say(query=True); each(sums=die)", OK, f"messages, collectives, rma; sums: {SEGV}"),
         (
-            SEEN + "print('{\"query\": false}', flush=True); os.kill(os.getpid(), 11)",
-            NOTE,
-            f"says it is not; the probe died of {signal.SIGSEGV.name}",
-        ),
-        (
-            SEEN + "print('{\"query\": true}', flush=True); os.kill(os.getpid(), 11)",
+            "say(query=True); say(**dict.fromkeys(sys.argv[1:], 'other data came back'))",
             WARN,
-            "says it is; the probe died of SIGSEGV",
+            "rma: other data came back",
         ),
-        (SEEN + "print('{\"query\": true}'); print('{\"sendrecv\": false}')", WARN, "other data"),
-        (SEEN + 'raise SystemExit("no MPI")', NOTE, "ended with code 1: no MPI"),
-        (SEEN + "import time; time.sleep(60)", NOTE, "was not over after"),
+        ('raise SystemExit("no MPI")', NOTE, "messages: the probe ended with code 1: no MPI"),
+        ("import time; time.sleep(60)", NOTE, "sums: the probe was not over after"),
     ],
 )
 def test_a_probe_that_dies_says_what_it_died_of(monkeypatch, program, status, says):
-    monkeypatch.setattr(cuda, "PROBE_S", 1.0 if "sleep" in program else 60.0)
-    seen, aware = probing(monkeypatch, program)
+    monkeypatch.setattr(cuda_trial, "PROBE_S", 1.0 if "sleep" in program else 60.0)
+    seen, aware, *_ = probing(monkeypatch, program)
     assert seen.status is OK
     assert "H200" in seen.found
     assert aware.status is status, aware
     assert says in aware.found
 
 
+@pytest.mark.parametrize(
+    ("program", "size", "asked", "status", "says"),
+    [
+        ("each()", "4", "auto", OK, "windows ipc, messages pinned"),
+        ("each(ipc=die)", "4", "auto", OK, f"each other's device memory: {SEGV}"),
+        ("each(ipc=die)", "4", "ipc", FAIL, f"staging=ipc: ranks cannot open .*: {SEGV}"),
+        ("each()", "8", "auto", OK, "messages direct, collectives direct, sums direct"),
+        ("each(sums=die)", "8", "auto", OK, f"sums pinned.*sums: {SEGV}"),
+        ("each()", "8", "pinned", OK, "pinned: asked for"),
+    ],
+)
+def test_what_a_run_would_choose_is_told(monkeypatch, program, size, asked, status, says):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", size)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+    monkeypatch.setenv("MPIMOMENTUM_STAGING", asked)
+    *_, ipc, chosen = probing(monkeypatch, program)
+    assert (ipc.status is OK) == ("ipc=die" not in program)
+    assert chosen.status is status
+    assert re.search(says, chosen.found), chosen.found
+
+
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     monkeypatch.setattr(cuda, "_DEVICE", Path("/"))
-    seen, aware = probing(monkeypatch, 'print(\'{"devices": [], "usable": false}\')')
+    seen, aware = probing(monkeypatch, "say(devices=[], usable=False)")
     assert seen.status is WARN
     assert "nvidia-smi" in seen.remedy
     assert "no usable GPU" in aware.found
@@ -635,12 +689,43 @@ def test_the_probe_is_a_job_of_its_own(monkeypatch):
         "import os, json; print(json.dumps({'left': [k for k in os.environ if "
         "k.startswith(('OMPI_COMM', 'PMI_', 'SLURM_'))]}))"
     )
-    monkeypatch.setattr(cuda, "PROBE", (sys.executable, "-c", program))
-    assert cuda.probe(os.environ) == ({"left": []}, "")
+    monkeypatch.setattr(cuda_trial, "PROBE", (sys.executable, "-c", program))
+    assert cuda_trial.probe(os.environ) == ({"left": []}, "")
 
 
-def test_the_real_probe_asks_this_mpi(monkeypatch):
-    learnt, ending = cuda.probe(os.environ)
+def test_the_real_probe_asks_this_mpi():
+    learnt, ending = cuda_trial.probe(os.environ)
     assert ending == ""
     assert learnt["query"] in (True, False, None)
     assert learnt["usable"] == bool(learnt["devices"])
+
+
+def test_gpus_that_do_not_reach_each_other_are_no_place_for_ipc():
+    from mpimomentum.transport import cuda_probe
+
+    cuda_probe.check_peers(1, lambda gpu, other: False)
+    cuda_probe.check_peers(3, lambda gpu, other: True)
+    with pytest.raises(RuntimeError, match="GPU 2 does not reach GPU 0"):
+        cuda_probe.check_peers(3, lambda gpu, other: (gpu, other) != (2, 0))
+
+
+TRIALS = """
+from mpimomentum.transport import cuda_probe
+from mpimomentum.transport.mpi import MPI
+
+if __name__ == "__main__":
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    for name, trial in cuda_probe.TRIALS.items():
+        print(name, trial("cpu"), flush=True)
+    MPI.Finalize()
+"""
+
+
+def test_every_trial_succeeds_with_memory_that_any_mpi_takes(tmp_path):
+    program = tmp_path / "trials.py"
+    program.write_text(TRIALS)
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=90, check=False
+    )
+    kinds = cuda_trial.KINDS
+    assert done.stdout.splitlines() == [f"{kind} True" for kind in kinds], done.stderr

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from mpimomentum import data, models
 from mpimomentum.runtime.objective import Quadratic, TorchObjective
+from mpimomentum.runtime.objectives.samples import Samples
 
 N = 50
 
@@ -261,11 +262,12 @@ def test_impossible_arguments_are_refused():
         objective.loss(torch.zeros(1))  # would be broadcast by copy_
 
 
-def test_cnn_small_learns_the_digits_in_six_epochs(rng):
+@pytest.mark.parametrize("amp", [False, True])
+def test_cnn_small_learns_the_digits_in_six_epochs(rng, amp):
     digits = pytest.importorskip("sklearn") and data.load("digits")
     model = models.build("cnn-small", digits.shape, digits.classes, seed=0)
     objective = TorchObjective(
-        model, cross_entropy, digits.train_x, digits.train_y, 32, prepare=digits.inputs
+        model, cross_entropy, digits.train_x, digits.train_y, 32, prepare=digits.inputs, amp=amp
     )
     x, m = objective.initial(), torch.zeros(objective.dim)
     for _ in range(6 * objective.samples // 32):
@@ -273,6 +275,54 @@ def test_cnn_small_learns_the_digits_in_six_epochs(rng):
         x.sub_(m, alpha=0.05)
     assert objective.accuracy(x, digits.test_x, digits.test_y) >= 0.96
     assert objective.loss(x) < 0.1
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(rng):
+    seen = []
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            out = self.second(torch.tanh(self.first(x.flatten(1))))
+            seen.append(out.dtype)
+            return out
+
+    torch.manual_seed(0)
+    model = Looks()
+    full, mixed = (
+        TorchObjective(copy.deepcopy(model), cross_entropy, *images(), 8, amp=amp)
+        for amp in (False, True)
+    )
+    x, batch = full.initial(), torch.arange(8)
+    expected, found = full.gradient(x, batch).clone(), mixed.gradient(x, batch)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert found.dtype == mixed.flat.dtype == torch.float32
+    assert torch.equal(mixed.flat, x)  # the masters are never rounded
+    # bfloat16 has 8 bits: 2^-8 of each of the terms, not of their sum
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.03
+    assert mixed.loss(x) == full.loss(x)  # evaluation is float32
+    assert mixed.accuracy(x, *images()) == full.accuracy(x, *images())
+    assert seen[2:] == [torch.float32] * 4
+
+
+def test_data_beyond_the_limit_stay_where_they_are_and_batches_move():
+    x, y = images()
+    part = torch.arange(0, N, 2)
+    device = torch.device("meta")  # a device that has the shapes only
+    near = Samples(x, y, device, None, None, part, limit_bytes=part.numel() * (64 * 4 + 8))
+    far = Samples(x, y, device, None, None, part, limit_bytes=part.numel() * (64 * 4 + 8) - 1)
+    assert (near._x.device.type, near._x.shape) == ("meta", (25, 1, 8, 8))
+    assert far._x is x  # not copied: the ranks of a node share it
+    for samples in (near, far):
+        inputs, targets = samples.take(torch.tensor([3, 0, 7]))
+        assert (inputs.shape, targets.shape) == ((3, 1, 8, 8), (3,))
+        assert inputs.device == targets.device == device
+    inputs, targets = Samples(x, y, torch.device("cpu"), None, None, part, 0).take(part[:3])
+    assert torch.equal(inputs, x[part[part[:3]]])
+    assert torch.equal(targets, y[part[part[:3]]])
 
 
 def test_quadratic_gradient_is_autograds():

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from mpimomentum.transport.driver import InlineDriver, ThreadDriver
+from mpimomentum.transport.lane import Lane
 from mpimomentum.transport.progress import Backoff, Engine, NextPoll, Poll, Task
 from mpimomentum.worker import Handle
 
@@ -18,9 +19,9 @@ def nothing(*args: object) -> None:
 @pytest.fixture(params=["thread", "inline"])
 def driver(request: pytest.FixtureRequest):
     if request.param == "inline":
-        made = InlineDriver(Engine(), nothing, nothing, Backoff())
+        made = InlineDriver(Engine(), Lane(), nothing, nothing, Backoff())
     else:
-        made = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
+        made = ThreadDriver(Engine(), Lane, nothing, nothing, Backoff())
     yield made
     made.close()
 
@@ -75,7 +76,7 @@ def test_a_failing_background_task_fails_the_run_that_does_not_await_it(driver) 
 
 
 def test_a_failing_poller_fails_every_run_from_then_on() -> None:
-    driver = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
+    driver = ThreadDriver(Engine(), Lane, nothing, nothing, Backoff())
 
     def broken() -> bool:
         raise ArithmeticError("poller")
@@ -197,7 +198,7 @@ def test_what_may_never_come_does_not_hold_up_the_end_but_its_effect_does() -> N
 
 
 def test_ctrl_c_leaves_the_driver_unusable_rather_than_wrong() -> None:
-    driver = ThreadDriver(Engine(), nothing, nothing, nothing, Backoff())
+    driver = ThreadDriver(Engine(), Lane, nothing, nothing, Backoff())
 
     async def body() -> None:
         await driver.compute(lambda: None, "a gradient")

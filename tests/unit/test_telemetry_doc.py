@@ -9,7 +9,8 @@ import sys
 
 from tests.launch import ROOT
 
-ONLY_SIMULATED, ONLY_ON_RANKS = {"virtual_s"}, {"last_checkpoint"}
+ONLY_SIMULATED = {"virtual_s", "epoch_s", "links"}
+ONLY_ON_RANKS = {"last_checkpoint"}
 
 
 def documented() -> set[str]:

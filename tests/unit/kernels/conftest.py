@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpimomentum.codecs import extension, fallback, mix, sign
+from mpimomentum.codecs import extension, fallback, mix, sign, wire
 
 NATIVE = extension.kernels.instruction_sets() if extension.built() else []
 SPECIAL = [0.0, np.nan, np.inf, 1e-40, 1e-45, 1.2e-38, 3.4e38, 1.0, 5e-324, 65504.0, 6e-8]
@@ -20,9 +20,9 @@ Arrays = Callable[..., Any]
 def implementation(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Make mm.sign and mm.mix compute by it."""
+    """Make mm.sign, mm.mix and mm.wire compute by it."""
     if request.param == "reference":
-        for face in (sign, mix):
+        for face in (sign, mix, wire):
             monkeypatch.setattr(face, "kernels", fallback)
         yield request.param
         return

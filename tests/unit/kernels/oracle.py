@@ -124,3 +124,56 @@ def assert_same(got: Array, wanted: Array) -> None:
     same = (got.view(unsigned) == wanted.view(unsigned)) | (np.isnan(got) & np.isnan(wanted))
     where = np.flatnonzero(~same)
     assert same.all(), f"element {where[0]}: {got[where[0]]!r}, not {wanted[where[0]]!r}"
+
+
+CHUNK = 2048
+
+
+def wire_scale(wire: str, chunk: Array) -> np.float32:
+    """The scale of a chunk of int8 or signs; NaN where it cannot be written."""
+    if not np.isfinite(chunk).all():
+        return np.float32(np.nan)
+    kind = chunk.dtype.type
+    if wire == "int8":
+        most = np.abs(chunk).max()
+        scale = np.float32(0) if most < 2.0**-100 else np.float32(most / kind(127))
+    else:
+        lanes = [kind(0)] * 64
+        for i, p in enumerate(chunk):
+            lanes[i % 64] = lanes[i % 64] + abs(p)
+        tree = [float(lane) for lane in lanes]
+        while len(tree) > 1:
+            half = len(tree) // 2
+            tree = [a + b for a, b in zip(tree[:half], tree[half:], strict=True)]
+        scale = np.float32(tree[0] / len(chunk))
+    return scale if np.isfinite(scale) else np.float32(np.nan)
+
+
+def wire(format: str, p: Array) -> tuple[Array, Array]:
+    """The bytes of `p` and what they decode to."""
+    kind = p.dtype.type
+    if format == "bf16":
+        u = p.astype(np.float32).view(np.uint32).astype(np.uint64)
+        bits = (u + 0x7FFF + (u >> 16 & 1)) >> 16
+        bits[np.isnan(p)] = 0x7FC0
+        halves = bits.astype("<u2")
+        y = (halves.astype(np.uint32) << 16).view(np.float32).astype(kind)
+        return halves.view(np.uint8), y
+    scales, payloads, decoded = [], [], []
+    for begin in range(0, len(p), CHUNK):
+        chunk = p[begin : begin + CHUNK]
+        scale = wire_scale(format, chunk)
+        scales.append(scale)
+        lost = np.isnan(scale)
+        if format == "sign":
+            bits = pack(np.zeros_like(chunk) if lost else chunk)
+            payloads.append(bits)
+            decoded.append(signs(bits, len(chunk), p.dtype) * kind(scale))
+        else:
+            inverse = kind(0) if lost or scale == 0 else kind(1) / kind(scale)
+            q = np.zeros_like(chunk) if lost else np.rint(chunk * inverse) + kind(0)
+            payloads.append(q.astype(np.int8).view(np.uint8))
+            decoded.append(q * kind(scale))
+    head = np.array(scales, "<f4").view(np.uint8)
+    empty = np.zeros(0, p.dtype)
+    return np.concatenate([head, *payloads]), np.concatenate([empty, *decoded])

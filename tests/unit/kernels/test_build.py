@@ -32,13 +32,22 @@ def test_the_extension_is_built() -> None:
 
 
 def test_stub_and_fallback_have_the_extensions_functions() -> None:
-    native = {n: f for n, f in vars(extension.kernels).items() if not n.startswith("_")}
+    ours = {n: f for n, f in vars(extension.kernels).items() if not n.startswith("_")}
+    memory = {n for n in ours if n.startswith(("device_", "host_"))}
+    assert bool(memory) == extension.cuda()  # is CUDA's: the stub is of every build
+    native = {n: f for n, f in ours.items() if n not in memory}
     assert set(native) == set(stub())
     for name, arguments in stub().items():
         (signature, *_), *_ = native[name].__nb_signature__
         assert re.findall(r"[(,] ?(\w+):", signature) == arguments
         if name not in ABOUT | ATOMICS:
             assert list(inspect.signature(getattr(fallback, name)).parameters) == arguments
+
+
+@pytest.mark.parametrize("face", ["mix", "sign", "wire"])
+def test_the_faces_are_there_whatever_was_imported_before(face: str) -> None:
+    code = f"import mpimomentum as mm; assert mm.{face}.__name__.endswith('.{face}')"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("isa", extension.kernels.instruction_sets() if extension.built() else [])

@@ -75,6 +75,25 @@ def test_exchange_stops_before_what_is_not_finite(
             assert_same(mine[done:], before[done:])
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_exchange_leaves_out_what_is_not_finite(
+    implementation: str, rng: np.random.Generator, dtype: Any
+) -> None:
+    for n, offset in sizes(implementation, rng):
+        x, y, delta = (floats(rng, n, dtype, o) for o in (offset, offset and 1, offset and 5))
+        for other in (y, np.zeros_like(y)):  # with special values in both; in x alone
+            difference = x - other
+            finite = np.isfinite(difference)
+            wanted = np.where(finite, x - dtype(0.5) * difference, x)
+            found = np.zeros(1, np.uint8)
+            mm.mix.exchange_where_finite(mine := x.copy(), other, delta, found)
+            assert_same(delta, difference)
+            assert_same(mine, wanted)
+            assert found[0] == (not finite.all())
+            mm.mix.exchange_where_finite(x[:0], other[:0], delta[:0], found)
+            assert found[0] == (not finite.all())  # it is never taken back
+
+
 def test_two_finite_numbers_whose_difference_is_not_are_not_exchanged(implementation: str) -> None:
     if implementation == CUDA_ON_CPU:
         pytest.skip("it has no exchange_finite")

@@ -1,0 +1,87 @@
+"""Simulations without learning take the virtual time of those with; predictions beside ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpimomentum.runtime import trainer
+from mpimomentum.runtime.calibration import Calibration, Link, Step
+from mpimomentum.runtime.config import Length, Method, Output, SimulateConfig
+from mpimomentum.runtime.pace_config import Network, Pace
+from mpimomentum.runtime.task_config import Task
+from mpimomentum.simulator.clock import Cost
+from mpimomentum.studies import believing, registry, scaling
+from mpimomentum.studies.study import Plan, Results
+
+
+def simulated(tmp_path, **given):
+    config = SimulateConfig(
+        workers=4,
+        task=Task(model="mlp"),
+        length=Length(steps=8),
+        pace=Pace(jitter=0.3, compute_s=0.01),
+        output=Output(out=tmp_path / f"run-{given.get('timing_only', False)}", progress="off"),
+        network=Network(latency_s=1e-4, bandwidth_Bps=2e6, network="shared"),
+        **given,
+    )
+    return trainer.simulate(config)[0]
+
+
+@pytest.mark.parametrize("algorithm", ["ad-psgd", "allreduce-sgd", "async-server", "d-psgd"])
+def test_without_learning_times_staleness_and_bytes_are_the_same(algorithm, tmp_path):
+    learnt = simulated(tmp_path, method=Method(algorithm))
+    timed = simulated(tmp_path, method=Method(algorithm), timing_only=True)
+    assert timed["virtual_s"] == pytest.approx(learnt["virtual_s"], rel=1e-3)
+    assert timed["bytes_sent"] == pytest.approx(learnt["bytes_sent"], rel=1e-3)
+    assert timed["fp32_allreduce_bytes"] == pytest.approx(learnt["fp32_allreduce_bytes"], rel=1e-3)
+    assert timed["updates_per_rank"] == learnt["updates_per_rank"]
+    assert timed["staleness"] == learnt["staleness"]
+    assert learnt["train_loss"] is not None
+    assert timed["train_loss"] is None
+
+
+def test_the_time_of_an_epoch_and_the_busiest_link_are_said(tmp_path):
+    """Digits: 1797 samples, some of them for testing; four workers, 16 a gradient."""
+    found = simulated(tmp_path, method=Method("allreduce-sgd"), timing_only=True)
+    assert found["epoch_s"] == pytest.approx(found["virtual_s"] / found["epochs"])
+    (link,) = found["links"]
+    assert link["name"] == "shared"
+    assert 0.5 < link["utilisation"] < 1  # 19 kB × 2 × 3 a step, 2 MB/s: 57 ms beside 10
+
+
+MEASURED = Calibration(
+    made_by="test", mpi="none", date="2026-01-01", ranks=2, nodes=1, cores=2,
+    step=Step(0.01, 2e-3, 1e-9, 6090, 16, "cnn-small", "digits"),
+    node=Link(2e-4, 2e9, 3e9), network=None, costs={"average": Cost(0.5, 0.7)},
+)  # fmt: skip
+
+
+def test_a_machine_that_is_as_the_clock_says_is_predicted_without_error(monkeypatch):
+    monkeypatch.setattr(believing, "NAMES", ("ad-psgd", "d2", "allreduce-sgd"))
+    plan = Plan(quick=True, mpi=True, first_seed=3, seeds=1)
+    (on_ranks, calibrated) = believing.cases(plan)
+    real = {
+        name: believing.predicted(MEASURED, name, on_ranks["ranks"], on_ranks)
+        for name in believing.NAMES
+    }
+    results = Results([(calibrated, {"toml": MEASURED.toml()}), (on_ranks, real)])
+    believed = believing.Believed.of(results)
+    assert [row.name for row in believed.rows] == list(believing.NAMES)
+    assert all(row.error == pytest.approx(0, abs=1e-6) for row in believed.rows)
+    assert all(row.free_error < -0.02 for row in believed.rows)  # 2 ms of 50, and messages
+    assert all(criterion.passed for criterion in believed.criteria())
+    slower = {
+        name: {**figures, "step_s": 1.3 * figures["step_s"]} for name, figures in real.items()
+    }
+    believed = believing.Believed.of(Results([results.found[0], (on_ranks, slower)]))
+    assert [c.passed for c in believed.criteria()] == [False, True, True]
+
+
+def test_a_worker_alone_computes_all_the_time_and_four_lose_nothing_by_not_waiting():
+    study = registry.load("scaling")
+    one = study.measure(on=scaling.VIRTUAL, net=scaling.OWN, algorithm="allreduce-sgd", workers=1,
+                        seed=0)  # fmt: skip
+    assert one["computing"] == pytest.approx(1)
+    four = study.measure(on=scaling.VIRTUAL, net=scaling.FAST, algorithm="ad-psgd", workers=4,
+                         seed=0)  # fmt: skip
+    assert four["epoch_s"] == pytest.approx(one["epoch_s"] / 4, rel=0.1)

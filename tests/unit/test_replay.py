@@ -1,0 +1,317 @@
+"""A recorded run comes out again: every algorithm, on the virtual clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import mpimomentum as mm
+from mpimomentum.chronicle import COLUMNS, Chronicle, Kind
+from mpimomentum.runtime import chronicles, trainer
+from mpimomentum.runtime.config import Length, Method, Output, SimulateConfig, Task
+from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.objective import TorchObjective
+from mpimomentum.runtime.pace_config import Pace
+from mpimomentum.runtime.replay_command import compared, replayed
+from mpimomentum.runtime.replay_config import Replaying
+from mpimomentum.runtime.replaying import replay
+from mpimomentum.simulator.recorded import Recorded
+from mpimomentum.simulator.replay import Diverged
+from tests.contract.test_algorithms import TABLE, scattered
+
+SIZE = 4
+GRAPH = mm.topology.build("ring", SIZE, lazy=True)  # d2 needs that
+SEED = 3
+# jittered, with a straggler, messages that take time and take turns: nobody is in step
+CLOCK = mm.Clock(jitter=0.7, slow={1: 3.0}, latency_s=0.2, bandwidth_Bps=400.0, seed=5)
+
+
+def recorded(
+    algorithm: Any, objective: Any = scattered, steps: int = 30, clock: mm.Clock = CLOCK
+) -> tuple[mm.Run, list[np.ndarray[Any, Any]]]:
+    kept = [Chronicle() for _ in range(SIZE)]
+    run = mm.simulate(
+        algorithm, objective, SIZE, steps=steps, clock=clock, topology=GRAPH, seed=SEED, record=kept
+    )
+    return run, [chronicle.table() for chronicle in kept]
+
+
+def again(algorithm: Any, tables: Any, objective: Any = scattered, seed: int = SEED) -> mm.Run:
+    return replay(algorithm, objective, [Recorded.of(t) for t in tables], GRAPH, seed)
+
+
+def rows(run: mm.Run) -> list[list[dict[str, Any]]]:
+    """Records of each rank in order, without times."""
+    return [
+        [{k: v for k, v in r.items() if k != "time_s"} for r in run.records if r["rank"] == rank]
+        for rank in range(SIZE)
+    ]
+
+
+REPLAYED = {name: a for name, a in TABLE.items() if getattr(a, "mode", "") != "sums"}
+
+
+@pytest.mark.parametrize("algorithm", REPLAYED.values(), ids=REPLAYED)
+def test_a_replay_has_the_same_bits_and_recording_changes_none(algorithm):
+    plain = mm.simulate(
+        algorithm, scattered, SIZE, steps=30, topology=GRAPH, clock=CLOCK, seed=SEED
+    )
+    run, tables = recorded(algorithm)
+    assert torch.equal(run.x, plain.x)
+    assert run.records == plain.records
+    repeated = again(algorithm, tables)
+    assert torch.equal(repeated.x, run.x)
+    assert rows(repeated) == rows(run)
+    assert repeated.updates.tolist() == run.updates.tolist()
+
+
+@pytest.mark.parametrize("name", ["ad-psgd lockfree", "async-server", "elastic-averaging"])
+def test_it_is_the_schedule_that_makes_the_bits(name):
+    """Else a replay would show nothing: another schedule makes other iterates and staleness."""
+    run, _ = recorded(TABLE[name])
+    other, tables = recorded(TABLE[name], clock=mm.Clock(jitter=0.7, seed=6))
+    assert not torch.equal(run.x, other.x)
+    assert rows(run) != rows(other)
+    assert torch.equal(again(TABLE[name], tables).x, other.x)
+
+
+def test_a_run_of_fixed_duration_is_replayed_with_the_steps_it_came_to():
+    kept = [Chronicle() for _ in range(SIZE)]
+    algorithm = mm.ADPSGD(lr=0.05, mu=0.5)
+    run = mm.simulate(
+        algorithm,
+        scattered,
+        SIZE,
+        duration_s=25.0,
+        clock=CLOCK,
+        topology=GRAPH,
+        seed=SEED,
+        record=kept,
+    )
+    assert len(set(run.updates.tolist())) > 1
+    repeated = again(algorithm, [c.table() for c in kept])
+    assert torch.equal(repeated.x, run.x)
+    assert repeated.updates.tolist() == run.updates.tolist()
+
+
+def dropping(rank: int, size: int) -> TorchObjective:
+    """A model whose gradients draw from torch's own stream."""
+    draw = torch.Generator().manual_seed(rank)
+    x = torch.randn(32, 5, generator=draw)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1))
+    return TorchObjective(model, mse_loss, x, x.sum(1, keepdim=True), 4)
+
+
+def test_dropout_is_drawn_again():
+    algorithm = mm.ADPSGD(lr=0.05)
+    run, tables = recorded(algorithm, dropping)
+    torch.rand(7)  # whatever the process has drawn meanwhile
+    state = torch.get_rng_state()
+    assert torch.equal(again(algorithm, tables, dropping).x, run.x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_another_seed_is_another_course():
+    """Peers are drawn from it: what is averaged is not what was."""
+    algorithm = mm.ADPSGD(lr=0.05)
+    run, tables = recorded(algorithm)
+    try:
+        repeated = again(algorithm, tables, seed=SEED + 1)
+    except Diverged:
+        return
+    assert rows(repeated) != rows(run)
+
+
+@pytest.mark.parametrize("name", ["ad-psgd paired", "async-server", "sgp", "elastic-averaging"])
+def test_another_algorithm_is_refused_in_words(name):
+    _, tables = recorded(TABLE["ad-psgd lockfree"])
+    with pytest.raises(Diverged, match=r"another course.*rank [0-3]"):
+        again(TABLE[name], tables)
+
+
+def test_a_rank_without_its_delta_is_named():
+    """Rank 0's chronicle says that something came of which nobody knows."""
+    algorithm = mm.ADPSGD(lr=0.05)
+    _, tables = recorded(algorithm)
+    came = tables[0][:, 0] == Kind.AVERAGED
+    first = int(np.flatnonzero(came)[0])
+    tables[0] = np.insert(tables[0], first, tables[0][first], axis=0)
+    with pytest.raises(Diverged, match="rank 0 waits for what rank"):
+        again(algorithm, tables)
+
+
+def test_what_is_left_out_cannot_be_recorded():
+    kept = [Chronicle() for _ in range(SIZE)]
+    with pytest.raises(ValueError, match="non_finite='skip' cannot be recorded"):
+        mm.simulate(mm.DPSGD(lr=0.1), scattered, SIZE, steps=3, record=kept, non_finite="skip")
+
+
+def test_no_thread_is_left_where_there_are_no_more(monkeypatch):
+    """A thread left waiting would keep the program from its end."""
+    algorithm = mm.ADPSGD(lr=0.05)
+    _, tables = recorded(algorithm)
+    start = threading.Thread.start
+
+    def of_replay():
+        return [t for t in threading.enumerate() if t.name.startswith("replay of rank")]
+
+    def first_two(thread):
+        if len(of_replay()) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", first_two)
+    with pytest.raises(RuntimeError, match="new thread"):
+        again(algorithm, tables)
+    assert not of_replay()
+
+
+def test_sums_cannot_be_recorded():
+    with pytest.raises(ValueError, match="use mode='server'"):
+        recorded(mm.AsyncServer(lr=0.02, mode="sums"))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [np.zeros((3, 4), np.int64), np.zeros(5, np.int64), np.zeros((1, COLUMNS)),
+     np.array([[99, 0, 0, 0, 0]]), np.array([[Kind.TURN, 0, 0, 0, 3]])],
+    ids=["columns", "shape", "floats", "kind", "no end"],
+)  # fmt: skip
+def test_what_is_no_chronicle_is_refused(table):
+    with pytest.raises(ValueError, match=r"chronicle|Kind"):
+        Recorded.of(table)
+
+
+# -- run directories -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    out = tmp_path / "run"
+    trainer.simulate(
+        SimulateConfig(
+            method=Method("ad-psgd", lr=0.05),
+            task=Task(model="mlp"),
+            length=Length(steps=25),
+            pace=Pace(jitter=0.5),
+            output=Output(out=out, progress="off", record=True, log_every=5),
+        )
+    )
+    return out
+
+
+def replaying(directory: Path, show: str | None = None) -> list[str]:
+    return list(replayed(SimulateConfig(replaying=Replaying(directory, show))))
+
+
+def test_a_directory_is_replayed_and_shown(directory):
+    *shown, about, records, model = replaying(directory, "7..8")
+    assert records == "120 records come out again, to the last bit"  # 25 steps and 5 losses each
+    assert "ad-psgd on 4 ranks, 100 steps" in about
+    assert model.startswith("the mean of all models is model.safetensors")
+    steps = [line.split("step ")[1].split()[0] for line in shown]
+    assert set(steps) == {"7", "8"}
+    assert sum("tau=" in line for line in shown) == 8
+    assert any("average with rank" in line and "as after its write" in line for line in shown)
+    times = [float(line.split()[0]) for line in shown]
+    assert times == sorted(times)
+
+
+def test_the_first_difference_is_named(directory):
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    at, row = next(
+        (i, row)
+        for i, row in enumerate(map(json.loads, lines))
+        if row["rank"] == 2 and row["step"] == 17 and "tau" in row
+    )
+    lines[at] = json.dumps(row | {"tau": row["tau"] + 1})
+    path.write_text("\n".join(lines) + "\n")
+    found = f"rank 2, step 17: tau {row['tau']} against {row['tau'] + 1}"
+    with pytest.raises(RunFailed, match=found):
+        replaying(directory)
+
+
+def test_a_record_too_few_or_within_rounding():
+    one = {"rank": 0, "step": 3, "time_s": 1.0, "loss": 0.5, "compute_s": 2.0}
+    near = one | {"loss": 0.5 * (1 + 1e-7), "time_s": 0.0, "compute_s": 7.0}
+    assert compared([[one]], [[one]]).largest == 0
+    assert 0 < compared([[one]], [[near]]).largest < 1e-6
+    assert "within rounding" in str(compared([[one]], [[near]]))
+    assert "loss 0.6 against 0.5" in compared([[one]], [[one | {"loss": 0.6}]]).first
+    assert "1 records against 2" in compared([[one, one]], [[one]]).first
+    assert "peer None against 1" in compared([[one | {"peer": 1}]], [[one]]).first
+
+
+@pytest.mark.parametrize("found", [math.nan, math.inf, None])
+def test_a_number_that_is_none_is_no_other(found):
+    one = {"rank": 0, "step": 3, "loss": 0.5}
+    assert f"loss {found} against 0.5" in compared([[one]], [[one | {"loss": found}]]).first
+    gone = one | {"loss": None}  # as JSON has it
+    assert compared([[gone]], [[one | {"loss": found}]]).largest == 0
+
+
+def test_another_program_is_told_apart_from_the_run(directory):
+    config = directory / "config.toml"
+    config.write_text(config.read_text().replace("lr = 0.05", "lr = 0.04"))
+    with pytest.raises(RunFailed, match=r"rank \d, step \d+: (loss|lr)"):
+        replaying(directory)
+
+
+def _edit(name: str, old: str, new: str, directory: Path) -> None:
+    text = (directory / name).read_text()
+    assert old in text
+    (directory / name).write_text(text.replace(old, new))
+
+
+def _remove(name: str, directory: Path) -> None:
+    (directory / name).unlink()
+
+
+def _damage(name: str, directory: Path) -> None:
+    (directory / name).write_bytes(b"\x93NUMPY nonsense")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (partial(_remove, "chronicle/about.json"), "no recorded run"),
+        (partial(_remove, "summary.json"), "has not come to its end"),
+        (partial(_remove, "chronicle/rank-0003.npy"), "rank-0003.npy cannot be read"),
+        (partial(_damage, "chronicle/rank-0001.npy"), "rank-0001.npy cannot be read"),
+        (partial(_damage, "chronicle/about.json"), "about.json cannot be read"),
+        (partial(_remove, "config.toml"), "config.toml"),
+        (partial(_remove, "metrics.jsonl"), "metrics.jsonl cannot be read"),
+        (partial(_remove, "model.safetensors"), "model.safetensors"),
+        (partial(_edit, "config.toml", "record = true", "record = false"), "without being"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_directory_that_is_not_whole_is_refused(directory, spoil, words):
+    spoil(directory)
+    with pytest.raises(BadInput, match=words):
+        replaying(directory)
+
+
+def test_what_is_not_recorded_leaves_no_chronicle(tmp_path):
+    out = tmp_path / "run"
+    trainer.simulate(
+        SimulateConfig(
+            task=Task(model="mlp"),
+            length=Length(steps=2),
+            output=Output(out=out, progress="off"),
+        )
+    )
+    assert not (out / chronicles.DIRECTORY).exists()
