@@ -61,9 +61,10 @@ def test_the_others_come_to_their_end_after_a_random_death(tmp_path: Path, algor
 
 @pytest.mark.parametrize("place", PLACES)
 def test_an_exchange_of_the_dead_is_whole_or_did_not_take_place(tmp_path: Path, place: str) -> None:
+    steps = 200
     done = launch(
         3,
-        *(JOB, "ad-psgd", "60", "continue", "60", place),
+        *(JOB, "ad-psgd", str(steps), "continue", "60", place),
         tmp_path=tmp_path,
         options=keeping(family()),
         fresh=True,
@@ -73,8 +74,9 @@ def test_an_exchange_of_the_dead_is_whole_or_did_not_take_place(tmp_path: Path, 
     (failure,) = values["failures"]
     assert (failure["rank"], failure["cause"], values["living"]) == (1, "ended", 2)
     assert drift("ad-psgd", values, 1, 3) <= DRIFT["ad-psgd"]
-    # the others' inboxes are free again: ranks 0 and 2, who sink apart, go on to average
-    assert values["consensus"] < 15
+    # the others' inboxes are free again: ranks 0 and 2 go on to average, who sink apart by 2 a step
+    # and would end about `steps` from their mean; on a busy machine the last steps may be one's own
+    assert values["consensus"] < steps / 4
 
 
 def test_of_an_exchange_between_two_that_die_nothing_is_lost_or_counted_twice(

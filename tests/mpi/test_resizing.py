@@ -40,6 +40,7 @@ class Spy(mm.Checkpoints):
 
     async def begin(self, w: Any, state: Any, *rest: Any) -> None:
         await super().begin(w, state, *rest)
+        await w.collectives.barrier()  # what one rank restores for all, a counter, is there
         self.began, self.step = await snapshot(state), w.step
 
 
