@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.pace import slowness
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.simulator.clock import Clock
+
+_log = logging.getLogger(__name__)
+
+_LINKS = ("latency_s", "bandwidth_Bps", "node_latency_s", "node_bandwidth_Bps")
 
 
 @Parameter(name="*", group="Speed of the workers")
@@ -69,10 +74,10 @@ class Network:
 
     Parameters
     ----------
-    latency_s : float
-        Seconds until the first byte of a message arrives.
-    bandwidth_Bps : float
-        Bytes per second of a node's link, each way.
+    latency_s : float, optional
+        Seconds until the first byte of a message arrives; 0 unless given.
+    bandwidth_Bps : float, optional
+        Bytes per second of a node's link, each way; inf unless given.
     network : str
         full, shared (one link for all), fat-tree:K (K nodes on a switch, with one uplink) or
         fat-tree:K:R (over-subscribed by R).
@@ -81,28 +86,28 @@ class Network:
     gpus_per_node : int, optional
         Workers on a node, which share its link; 1 unless given, with calibration as many as were
         measured, all if that was on one node.
-    node_latency_s : float
+    node_latency_s : float, optional
         As latency_s, within a node.
-    node_bandwidth_Bps : float
+    node_bandwidth_Bps : float, optional
         As bandwidth_Bps, within a node, for each worker.
     parameters : float, optional
         Messages take as long as those of a model of so many parameters, whatever is trained.
     calibration : Path, optional
         File that `mpimomentum calibrate` wrote (--from): latency, bandwidth, compute_s, … as it
-        says, where they are not given; a latency of 0, or a bandwidth of inf, counts as not given.
+        says, where they are not given.
     """
 
-    latency_s: float = 0.0
+    latency_s: float | None = None
     bandwidth_Bps: Annotated[  # noqa: N815  # bytes per second, unlike bps
-        float, Parameter(name=["--bandwidth-Bps", "--bandwidth-bps"])
-    ] = math.inf
+        float | None, Parameter(name=["--bandwidth-Bps", "--bandwidth-bps"])
+    ] = None
     network: str = "full"
     slow_links: str | None = None
     gpus_per_node: int | None = None
-    node_latency_s: float = 0.0
+    node_latency_s: float | None = None
     node_bandwidth_Bps: Annotated[  # noqa: N815
-        float, Parameter(name=["--node-bandwidth-Bps", "--node-bandwidth-bps"])
-    ] = math.inf
+        float | None, Parameter(name=["--node-bandwidth-Bps", "--node-bandwidth-bps"])
+    ] = None
     parameters: float | None = None
     calibration: Annotated[Path | None, Parameter(name=["--calibration", "--from"])] = None
 
@@ -121,16 +126,16 @@ class Network:
         ------
         ValueError
         """
-        given = {
-            name: getattr(self, name)
-            for name in ("latency_s", "bandwidth_Bps", "node_latency_s", "node_bandwidth_Bps")
-            if getattr(self, name) != getattr(type(self), name)
-        }
+        given = {name: v for name in _LINKS if (v := getattr(self, name)) is not None}
         known: dict[str, Any] = {"compute_s": 1.0, "gpus_per_node": 1}
         if self.calibration is not None:
             measured = load(self.calibration)
             per_node = self.gpus_per_node or measured.workers_per_node(size)
             known = measured.clock(size, per_node, self.parameters or dim, given)
+            for name in given:
+                if given[name] != known.get(name, given[name]):
+                    said = f"{self.calibration} has {known[name]:g}"
+                    _log.warning("%s=%g as it is given; %s", name, given[name], said)
             if pace.compute_s is None:
                 known["compute_s"] = measured.gradient_of(task.model, task.data, task.batch_size)
         if pace.compute_s is not None:

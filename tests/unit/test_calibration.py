@@ -158,6 +158,25 @@ def test_what_is_given_goes_before_what_the_file_says(tmp_path):
     assert (found.bandwidth_Bps, found.gpus_per_node, found.network) == (1e9, 4, "shared")
 
 
+@pytest.mark.parametrize(("name", "value"), [("latency_s", 0.0), ("node_bandwidth_Bps", math.inf)])
+def test_a_given_value_that_is_the_usual_one_is_given(tmp_path, caplog, name, value):
+    FOUND.save(path := tmp_path / "c.toml")
+    found = clock(path, 8, **{name: value})
+    assert getattr(found, name) == value
+    assert [f"{name}={value:g} as it is given" in text for text in caplog.messages] == [True]
+    assert found == dataclasses.replace(clock(path, 8), **{name: value})  # the rest is the file's
+
+
+def test_nothing_is_told_of_what_the_file_does_not_say_or_says_too(tmp_path, caplog):
+    dataclasses.replace(FOUND, network=None).save(path := tmp_path / "c.toml")
+    assert clock(path, 8, gpus_per_node=4, node_latency_s=2e-5, **FAR).latency_s == 1e-4
+    assert not caplog.messages
+
+
+def test_without_a_file_messages_are_free_unless_something_is_given():
+    assert clock(None, 8, node_latency_s=2e-5) == mm.Clock(node_latency_s=2e-5)
+
+
 def test_on_one_node_all_workers_are_unless_links_between_nodes_are_given(tmp_path):
     (path := tmp_path / "c.toml").write_text(MEASURED)
     assert clock(path, 8).gpus_per_node == 8

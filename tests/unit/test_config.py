@@ -130,7 +130,7 @@ def test_toml_of_a_simulation_has_its_clock_and_its_default_length():
     table = tomllib.loads(SimulateConfig(workers=64, network=Network(latency_s=0.5)).toml())
     assert table["workers"] == 64
     assert table["latency_s"] == 0.5
-    assert table["bandwidth_Bps"] == float("inf")
+    assert "bandwidth_Bps" not in table  # or it would go before a calibration's
     assert table["epochs"] == 30
 
 
