@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from cyclopts.validators import Number
 from mpimomentum.base_worker import stream
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime.agreement import agreed, told
-from mpimomentum.runtime.calibration import OPERATIONS, Calibration, Link, Step
+from mpimomentum.runtime.calibration import Calibration, Step
 from mpimomentum.runtime.config import Method, TrainConfig
 from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.dataset import read_shared
@@ -28,11 +27,11 @@ from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.init import start
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.link_probe import SHORT, Alone, LinkProbe
+from mpimomentum.runtime.link_times import measured, shared, timings
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.refusal import failure, launched_size, refuse_together, say
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.runtime.variables import runtime
-from mpimomentum.simulator.clock import Clock, Cost
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
@@ -43,9 +42,6 @@ GRADIENTS = 10
 LENGTH = 10**6
 
 _TASK = Task()
-
-Timed = Mapping[str, tuple[float, float]]
-"""Operation -> seconds with a short and with a long vector."""
 
 
 def calibrate(
@@ -84,9 +80,9 @@ def calibrate(
         found = measure(worker, None if parameters is None else int(parameters), task)
         if worker.rank == 0:
             _save(found, out)
-    except BadInput as error:
+    except (BadInput, RunFailed) as error:  # of all ranks: they know what was measured
         refuse_together(worker, error)
-    except (RunFailed, OSError) as error:  # others may wait for this rank
+    except OSError as error:  # of rank 0: others may wait for it
         say(failure(error))
         worker.abort()
     worker.close()
@@ -97,8 +93,8 @@ def measure(worker: MPIWorker, parameters: int | None, task: Task) -> Calibratio
 
     Raises
     ------
-    BadInput
-        On all ranks.
+    BadInput, RunFailed
+        On all ranks, the same.
     """
     nodes = [int(text) for text in told(worker, str(worker.env.node))]
     check_nodes(nodes)
@@ -110,9 +106,8 @@ def measure(worker: MPIWorker, parameters: int | None, task: Task) -> Calibratio
     alone_s = [_alone_s(worker, n) for n in (SHORT, length)]
     per_parameter = max(alone_s[1] - alone_s[0], 0.0) / (length - SHORT)
     probe = LinkProbe(nodes, length)
-    timed = shared(worker, timings(probe, worker))
     cores = int(told(worker, str(len(os.sched_getaffinity(0))))[0])
-    near, far = links(timed, length, nodes, cores)
+    near, far, found = measured(lambda: shared(worker, timings(probe, worker)), probe, cores)
     return Calibration(
         made_by=f"mpimomentum {version('mpimomentum')}",
         mpi=worker.env.library,
@@ -131,7 +126,7 @@ def measure(worker: MPIWorker, parameters: int | None, task: Task) -> Calibratio
         ),
         node=near,
         network=far,
-        costs=costs(timed, probe, clock_of(near, far, nodes)),
+        costs=found,
     )
 
 
@@ -149,105 +144,6 @@ def check_nodes(nodes: Sequence[int]) -> None:
             f"{', '.join(map(str, nodes))}: start it with srun --ntasks-per-node, or with mpirun "
             "by slot"
         )
-
-
-def links(
-    timed: Timed, length: int, nodes: Sequence[int], cores: int
-) -> tuple[Link | None, Link | None]:
-    """Return the links within a node and between nodes that messages came over.
-
-    What all ranks of a node move together is a limit only if it is less than they move alone, or if
-    they had all the cores: more ranks would then have no more of them.
-    """
-
-    def link(name: str) -> Link | None:
-        if name not in timed:
-            return None
-        short_s, long_s = timed[name]
-        if long_s <= short_s:
-            raise RunFailed(
-                f"a {name} of {4 * length} bytes took {long_s:.3g} s there and back, one of "
-                f"{4 * SHORT} bytes {short_s:.3g} s: the machine is busy with something else, or "
-                "--parameters is too small; nothing was written"
-            )
-        per_byte = (long_s - short_s) / (4 * (length - SHORT)) / 2
-        return Link(max(short_s / 2 - 4 * SHORT * per_byte, 0.0), 1 / per_byte)
-
-    near, far = link("message"), link("far message")
-    if near is not None:
-        ranks = sum(node == nodes[0] for node in nodes)
-        short_s, long_s = timed["all"]
-        total = ranks * 4 * (length - SHORT) / max(long_s - short_s, 1e-15)
-        if total < 0.8 * ranks * near.bandwidth_Bps or ranks >= cores:
-            near = dataclasses.replace(near, total_Bps=total)
-    return near, far
-
-
-def clock_of(near: Link | None, far: Link | None, nodes: Sequence[int], **more: Any) -> Clock:
-    """Return the virtual clock of the measuring ranks, who are equally many on each node."""
-    values: dict[str, Any] = {}
-    if near is not None:
-        values = {
-            "node_latency_s": near.latency_s,
-            "node_bandwidth_Bps": near.bandwidth_Bps,
-            "node_total_Bps": near.total_Bps,
-        }
-    if far is not None:
-        values |= {"latency_s": far.latency_s, "bandwidth_Bps": far.bandwidth_Bps}
-    return Clock(gpus_per_node=len(nodes) // len(set(nodes)), **values, **more)
-
-
-def costs(timed: Timed, probe: LinkProbe, clock: Clock) -> dict[Any, Cost]:
-    """Return by what the simulator has to multiply to have what was measured."""
-    simulated = timings(probe, None, clock)
-    found = {}
-    for operation in OPERATIONS:
-        (real_short, real_long), (short, long) = timed[operation], simulated[operation]
-        latency = real_short / short if short > 0 else 1.0
-        nbytes = (real_long - real_short) / (long - short) if long > short else 1.0
-        found[operation] = Cost(max(latency, 1e-6), max(nbytes, 1e-6))
-    return found
-
-
-def timings(probe: LinkProbe, worker: MPIWorker | None, clock: Clock | None = None) -> Timed:
-    """Return what operations take on the ranks, or on the virtual clock."""
-    kept: list[Any] = []
-    algorithm: Any = probe
-
-    def keep(w: Any, state: Any) -> None:
-        if w.rank == 0:
-            kept.append(state.seconds)
-
-    def nothing(rank: int, size: int) -> Constant:
-        return Constant(1)
-
-    if worker is None:
-        runs.simulate(algorithm, nothing, len(probe.nodes), 1, clock=clock, observe=keep)
-    else:
-        runs.run(algorithm, nothing, 1, worker=worker, observe=keep, keep_x=False)
-    if not kept:
-        return {}
-    names = {name for name, _ in kept[0]}
-    return {
-        name: (_typical(kept[0][name, SHORT]), _typical(kept[0][name, probe.length]))
-        for name in sorted(names)
-    }
-
-
-def _typical(seconds: Sequence[float]) -> float:
-    """Return the median: what came in between now and then does not count."""
-    return statistics.median(seconds)
-
-
-def shared(worker: MPIWorker, timed: Timed) -> Timed:
-    """Return rank 0's on all ranks."""
-    flat = ";".join(f"{name}={short!r},{long!r}" for name, (short, long) in timed.items())
-    found = {}
-    for entry in filter(None, told(worker, flat)[0].split(";")):
-        name, _, values = entry.partition("=")
-        short, _, long = values.partition(",")
-        found[name] = (float(short), float(long))
-    return found
 
 
 def _gradient_s(worker: MPIWorker, job: Job) -> float:
@@ -278,7 +174,7 @@ def _alone_s(worker: MPIWorker, dim: int) -> float:
 
     runs.run(algorithm, objective, STEPS, worker=worker, observe=end, keep_x=False)
     steps = [after - before for before, after in itertools.pairwise(ends)]
-    mine = max(_typical(steps) - NAP_S, 0.0)
+    mine = max(statistics.median(steps) - NAP_S, 0.0)
     return statistics.fmean(float(text) for text in told(worker, repr(mine)))
 
 

@@ -86,12 +86,12 @@ def refuse_alone(error: Exception) -> NoReturn:
     raise SystemExit(BAD_INPUT) from error
 
 
-def refuse_together(worker: MPIWorker, error: BadInput) -> NoReturn:
-    """End all ranks, on which the same `error` was raised. Collective."""
+def refuse_together(worker: MPIWorker, error: BadInput | RunFailed) -> NoReturn:
+    """End all ranks, on which the same `error` was raised; rank 0 speaks. Collective."""
     if worker.rank == 0:
         say(error)
     worker.close()  # no rank ends, and has mpirun end the others, before that
-    raise SystemExit(BAD_INPUT) from error
+    raise SystemExit(BAD_INPUT if isinstance(error, BadInput) else FAILED) from error
 
 
 def started(

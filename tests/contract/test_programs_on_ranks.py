@@ -49,6 +49,16 @@ def test_a_run_is_repeated_from_its_own_config(tmp_path: Path, algorithm: str) -
         assert a["train_loss"] == b["train_loss"]
 
 
+def test_a_calibration_that_fails_on_all_ranks_is_told_once(tmp_path: Path) -> None:
+    out = tmp_path / "calibration.toml"
+    job = str(ROOT / "tests" / "jobs" / "noisy_calibration.py")
+    done = launch(2, job, str(out), tmp_path=tmp_path)
+    assert done.returncode == 1, done.output
+    assert done.output.count("mpimomentum: ") == 1, done.output
+    assert "average of 4000000 bytes took 0.001 s" in done.output
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

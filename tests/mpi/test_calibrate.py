@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpimomentum.runtime import calibrate
+from mpimomentum.runtime import link_times
 from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.link_probe import LinkProbe
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mpi
 def test_all_ranks_know_what_every_operation_took(make_worker: Any) -> None:
     w = make_worker("ring")
     nodes = [int(text) for text in told(w, str(w.env.node))]
-    timed = calibrate.shared(w, calibrate.timings(LinkProbe(nodes, 4096, repeats=2), w))
+    timed = link_times.shared(w, link_times.timings(LinkProbe(nodes, 4096, repeats=2), w))
     assert len(set(told(w, repr(timed)))) == 1
     possible = {"average", "exchange", "collective"}
     if len(set(nodes)) < w.size:

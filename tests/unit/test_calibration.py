@@ -8,9 +8,10 @@ import math
 import pytest
 
 import mpimomentum as mm
-from mpimomentum.runtime import calibrate
+from mpimomentum.runtime import calibrate, link_times
 from mpimomentum.runtime.calibration import Calibration, Link, Step, load
 from mpimomentum.runtime.config import SimulateConfig
+from mpimomentum.runtime.errors import RunFailed
 from mpimomentum.runtime.link_probe import OPERATIONS, LinkProbe
 from mpimomentum.runtime.pace_config import Network, Pace
 from mpimomentum.runtime.task_config import Task
@@ -26,8 +27,8 @@ LENGTH = 100_000
 def measured(nodes, **clock):
     """Return the links found on a virtual machine, and what its operations took."""
     probe = LinkProbe(nodes, LENGTH, repeats=2)
-    timed = calibrate.timings(probe, None, mm.Clock(**clock))
-    return calibrate.links(timed, LENGTH, nodes, cores=64), timed, probe
+    timed = link_times.timings(probe, None, mm.Clock(**clock))
+    return link_times.links(timed, LENGTH, nodes, cores=64), timed, probe
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_what_a_nodes_memory_can_do_in_all_is_found():
 
 def test_with_as_many_ranks_as_cores_more_would_not_be_faster():
     (_, _), timed, _ = measured([0] * 4, **NODE, gpus_per_node=4)
-    near, _ = calibrate.links(timed, LENGTH, [0] * 4, cores=4)
+    near, _ = link_times.links(timed, LENGTH, [0] * 4, cores=4)
     assert near.total_Bps == pytest.approx(4 * 4e9, rel=1e-3)
 
 
@@ -70,7 +71,7 @@ def test_costs_are_what_is_missing_between_the_model_and_the_machine():
     costs = {"average": Cost(3.0, 0.5), "exchange": Cost(2.0, 1.5), "collective": Cost(0.5, 4.0)}
     machine = {**NODE, "gpus_per_node": 2}
     (near, far), timed, probe = measured(PAIR, **machine, costs=costs)
-    found = calibrate.costs(timed, probe, calibrate.clock_of(near, far, PAIR))
+    found = link_times.costs(timed, probe, link_times.clock_of(near, far, PAIR))
     assert set(found) == set(costs)
     for operation, cost in costs.items():
         assert found[operation].nbytes == pytest.approx(cost.nbytes, rel=1e-3)
@@ -86,7 +87,33 @@ def test_every_operation_is_timed_where_there_are_nodes_of_several_ranks():
 def test_a_machine_too_noisy_to_be_measured_is_refused():
     timed = {"message": (2e-3, 1e-3), "all": (2e-3, 1e-3)}
     with pytest.raises(RuntimeError, match="busy with something else"):
-        calibrate.links(timed, LENGTH, PAIR, cores=64)
+        link_times.links(timed, LENGTH, PAIR, cores=64)
+
+
+SANE = {
+    "message": (1e-4, 1e-3),
+    "all": (2e-4, 2e-3),
+    "average": (1e-4, 2e-3),
+    "exchange": (1e-4, 2e-3),
+    "collective": (1e-4, 2e-3),
+}
+
+
+@pytest.mark.parametrize("name", SANE)
+def test_an_operation_whose_time_is_noise_is_refused_not_taken_to_be_free(name):
+    probe = LinkProbe(PAIR, LENGTH, repeats=2)
+    with pytest.raises(RunFailed, match=r"rank 0: .*400000 bytes took 0.001 s.*nothing was writ"):
+        link_times.measured(lambda: {**SANE, name: (2e-3, 1e-3)}, probe, cores=64)
+
+
+def test_noise_is_measured_again():
+    timed = iter([{**SANE, "average": (2e-3, 1e-3)}, {**SANE, "all": (1e-3, 1e-3)}, SANE])
+    probe = LinkProbe(PAIR, LENGTH, repeats=2)
+    assert link_times.ATTEMPTS == 3
+    near, far, costs = link_times.measured(lambda: next(timed), probe, cores=64)
+    assert near.bandwidth_Bps == pytest.approx(2 * 4 * (LENGTH - 64) / 9e-4)
+    assert far is None
+    assert all(0.1 < cost.nbytes < 10 for cost in costs.values())
 
 
 @pytest.mark.parametrize("nodes", [[0, 0, 0, 1, 1], [0, 0, 1], [0, 1, 0, 1]])
