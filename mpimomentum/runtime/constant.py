@@ -19,7 +19,7 @@ class Constant(Objective):
     """
 
     samples = 1
-    last_loss = 0.0
+    last_loss = None  # nothing is learnt
 
     def __init__(self, dim: int) -> None:
         self.dim = dim

@@ -34,7 +34,9 @@ def finite(observe: Observe) -> Observe:
 
     def look(w: Any, state: Any) -> None:
         observe(w, state)
-        if w.step % EVERY == 1 and not math.isfinite(loss := w.objective.last_loss):
+        if w.step % EVERY != 1 or (loss := w.objective.last_loss) is None:
+            return
+        if not math.isfinite(loss):
             raise RunFailed(
                 f"rank {w.rank}: the training loss is {loss} at step {w.step}, with lr="
                 f"{words_of(w.lr)}: the run diverged; use a smaller --lr or --mu, or fewer workers"

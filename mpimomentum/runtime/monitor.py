@@ -50,7 +50,7 @@ class Snapshot:
     step : float
         Mean steps of the workers seen.
     loss, lr : float
-        Of the last mini-batch noted; NaN before.
+        Of the last mini-batch noted; NaN before. No loss (None) where nothing is learnt.
     samples : float
         Seen by the workers seen, together.
     time_s : float
@@ -63,7 +63,7 @@ class Snapshot:
 
     done: float
     step: float
-    loss: float
+    loss: float | None
     lr: float
     samples: float
     time_s: float
@@ -136,7 +136,8 @@ class Monitor:
         self._log_every = log_every
         self._probe = probe
         self._seen: dict[int, Watched] = {} if worker is None else {worker.rank: worker}
-        self._loss = self._lr = float("nan")
+        self._loss: float | None = float("nan")
+        self._lr = float("nan")
         self._next_split_s: dict[int, float] = {}
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._main, name="mpimomentum-monitor", daemon=True)
@@ -151,7 +152,8 @@ class Monitor:
         self._seen.setdefault(w.rank, w)
         if w.step % self._log_every == 1 % self._log_every:
             self._loss, self._lr = w.objective.last_loss, _one_number(w.lr)
-            w.record(loss=self._loss, lr=self._lr, **self._so_far(w))
+            loss = {} if self._loss is None else {"loss": self._loss}
+            w.record(**loss, lr=self._lr, **self._so_far(w))
         if self._probe is not None:
             self._probe.observe(w, state)
 

@@ -95,7 +95,5 @@ def show(mode: Literal["auto", "bar", "lines", "off"], label: str) -> Show | Non
 
 
 def _words(now: Snapshot) -> str:
-    return (
-        f"step {now.step:.0f}  loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s  "
-        f"staleness {now.tau:.2f}"
-    )
+    loss = "" if now.loss is None else f"loss {now.loss:.4f}  "
+    return f"step {now.step:.0f}  {loss}{now.samples_per_s:.0f} samples/s  staleness {now.tau:.2f}"

@@ -76,7 +76,7 @@ class TensorBoard:
         }
         step = int(now.step)
         for name, value in scalars.items():
-            if math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
         if now.staleness.counts:
             self._add_histogram("staleness", now.staleness, step)

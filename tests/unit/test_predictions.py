@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mpimomentum.runtime import trainer
@@ -20,7 +22,11 @@ def simulated(tmp_path, **given):
         task=Task(model="mlp"),
         length=Length(steps=8),
         pace=Pace(jitter=0.3, compute_s=0.01),
-        output=Output(out=tmp_path / f"run-{given.get('timing_only', False)}", progress="off"),
+        output=Output(
+            out=tmp_path / f"run-{given.get('timing_only', False)}",
+            progress="lines",
+            tensorboard=given.get("timing_only", False),
+        ),
         network=Network(latency_s=1e-4, bandwidth_Bps=2e6, network="shared"),
         **given,
     )
@@ -38,6 +44,16 @@ def test_without_learning_times_staleness_and_bytes_are_the_same(algorithm, tmp_
     assert timed["staleness"] == learnt["staleness"]
     assert learnt["train_loss"] is not None
     assert timed["train_loss"] is None
+
+
+@pytest.mark.parametrize("timing_only", [False, True])
+def test_a_loss_is_recorded_and_shown_only_where_something_is_learnt(tmp_path, capsys, timing_only):
+    simulated(tmp_path, method=Method("ad-psgd"), timing_only=timing_only)
+    lines = (tmp_path / f"run-{timing_only}" / "metrics.jsonl").read_text().splitlines()
+    logged = [row for row in map(json.loads, lines) if "lr" in row]
+    assert len(logged) == 4
+    assert all(("loss" in row) == (not timing_only) for row in logged)
+    assert ("loss" in capsys.readouterr().err) == (not timing_only)
 
 
 def test_the_time_of_an_epoch_and_the_busiest_link_are_said(tmp_path):
