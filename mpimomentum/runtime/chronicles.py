@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mpimomentum.chronicle import Chronicle
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.recordable import check_recordable
 from mpimomentum.runtime.telemetry import SUMMARY, replacing, write
 from mpimomentum.simulator.recorded import Recorded
 
@@ -33,12 +34,10 @@ def begun(record: bool, device: torch.device) -> Chronicle | None:
     BadInput
         If its vectors are not in host memory.
     """
-    if record and device.type != "cpu":
-        raise BadInput(
-            f"record=True with vectors on {device}: only those in host memory are recorded; use "
-            "device='cpu', or leave record out"
-        )
-    return Chronicle() if record else None
+    if not record:
+        return None
+    check_recordable(device, "abort")
+    return Chronicle()
 
 
 def save(directory: Path, rank: int, chronicle: Chronicle) -> None:

@@ -126,18 +126,9 @@ class RecordingWorker:
     worker : worker
         Bound to its objective.
     chronicle : Chronicle
-
-    Raises
-    ------
-    ValueError
-        If it leaves out what is not finite.
     """
 
     def __init__(self, worker: Any, chronicle: Chronicle) -> None:
-        if worker.guard is not None and worker.guard.policy == "skip":
-            raise ValueError(
-                "non_finite='skip' cannot be recorded: what is left out is not noted; use 'abort'"
-            )
         kept = {"_worker": worker, "_chronicle": chronicle, "_made": {}}
         self.__dict__.update(kept)
 

@@ -22,6 +22,7 @@ from mpimomentum.runtime.guarded import Guarded, checked
 from mpimomentum.runtime.host_copies import on_host
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.own_stream import OwnStream
+from mpimomentum.runtime.recordable import check_recordable
 from mpimomentum.runtime.recording import LabelledAlgorithm, RecordingWorker
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, mean_over_ranks, statistics_of
@@ -176,6 +177,8 @@ def simulate(
     graph = topologies.build(topology, size)
     check(algorithm, graph)
     checked(non_finite, algorithm)
+    if record is not None:
+        check_recordable(torch.device("cpu"), non_finite)
     simulation = Simulation(graph, clock or Clock(), seed)
     workers, _ = roles(algorithm, size)
     states: list[Any] = [None] * size
@@ -290,6 +293,8 @@ def run(
     stop = Stop(steps, duration_s)
     check(algorithm, w.topology)
     checked(non_finite, algorithm)
+    if record is not None:
+        check_recordable(w.device, non_finite)
     workers, _ = roles(algorithm, w.size)
     f = part_of(algorithm, objective, workers, w.rank)
     x0 = _started(f, w)

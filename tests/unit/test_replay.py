@@ -7,6 +7,7 @@ import math
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,27 @@ def test_what_is_left_out_cannot_be_recorded():
     kept = [Chronicle() for _ in range(SIZE)]
     with pytest.raises(ValueError, match="non_finite='skip' cannot be recorded"):
         mm.simulate(mm.DPSGD(lr=0.1), scattered, SIZE, steps=3, record=kept, non_finite="skip")
+
+
+@pytest.mark.parametrize(
+    ("device", "policy", "words"),
+    [("cuda:1", "abort", "vectors on cuda:1 cannot"), ("cpu", "skip", "'skip' cannot be recorded")],
+)
+def test_ranks_refuse_what_cannot_be_recorded_before_they_begin(device, policy, words):
+    worker = SimpleNamespace(device=torch.device(device), topology=GRAPH, size=SIZE)
+
+    def objective(rank: int, size: int) -> Any:
+        pytest.fail("it has begun")
+
+    with pytest.raises(ValueError, match=words):
+        mm.run(
+            mm.DPSGD(lr=0.1),
+            objective,
+            steps=1,
+            worker=worker,
+            non_finite=policy,
+            record=Chronicle(),
+        )
 
 
 def test_no_thread_is_left_where_there_are_no_more(monkeypatch):
