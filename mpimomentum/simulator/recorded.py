@@ -96,6 +96,20 @@ class Recorded:
             raise ValueError("the chronicle has no end: the run did not come to its end")
         return self
 
+    def left(self) -> str:
+        """Return, in words, what nobody has asked for; nothing of a chronicle that is used up.
+
+        Reads do not count: one that is begun need not be awaited, and is noted all the same.
+        """
+        queues: dict[str, Any] = {
+            "changes of windows by others": self.came,
+            "averages": self.averages,
+            "messages": self.received,
+            "answers of counters": self.counted,
+        }
+        counts = {name: sum(map(len, each.values())) for name, each in queues.items()}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
     def reads(self) -> list[tuple[int, int, int]]:
         """Return every read of another rank's vector: window, rank, number of its last write."""
         exchanged = [

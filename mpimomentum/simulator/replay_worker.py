@@ -103,8 +103,12 @@ class ReplayWorker(BaseWorker):
             elif not isinstance(self._at[STEP], Rest):
                 raise self._diverged(f"goes on to {self._at[STEP].what}, and did not then")
             goes_on = self._resume(task)
-        if turns:
-            raise self._diverged("is over, but went on when it was recorded")
+        for window in self._windows:  # of what came while it finished
+            window.catch_up()
+        left = self.recorded.left()
+        if turns or left:
+            more = f": {left} more" if left else ""
+            raise self._diverged(f"is over, but went on when it was recorded{more}")
 
     def _resume(self, task: int) -> bool:
         """Run a coroutine to its next ``await``; False if it is over."""

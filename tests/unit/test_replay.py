@@ -153,6 +153,26 @@ def test_a_rank_without_its_delta_is_named():
         again(algorithm, tables)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("ad-psgd lockfree", Kind.ADDED, "1 changes of windows by others"),
+        ("ad-psgd lockfree", Kind.AVERAGE, "1 averages"),
+        ("async-server", Kind.RECEIVED, "1 messages"),
+        ("async-server", Kind.COUNTED, "1 answers of counters"),
+        ("ad-psgd lockfree", Kind.TURN, ""),
+    ],
+)
+def test_a_replay_that_ends_before_the_chronicle_says_so(name, kind, words):
+    """With a row too many, of which the replay has everything but nobody asks for it."""
+    _, tables = recorded(TABLE[name])
+    last = int(np.flatnonzero(tables[2][:, 0] == Kind.ENDED)[0])
+    row = [kind, 0, 10**6, 1, 1]
+    tables[2] = np.insert(tables[2], last, row, axis=0)
+    with pytest.raises(Diverged, match=f"rank 2.*is over, but went on.*{words}"):
+        again(TABLE[name], tables)
+
+
 def test_what_is_left_out_cannot_be_recorded():
     kept = [Chronicle() for _ in range(SIZE)]
     with pytest.raises(ValueError, match="non_finite='skip' cannot be recorded"):
