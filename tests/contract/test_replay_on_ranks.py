@@ -10,7 +10,7 @@ import pytest
 from mpimomentum.runtime.config import SimulateConfig
 from mpimomentum.runtime.replay_command import replayed
 from mpimomentum.runtime.replay_config import Replaying
-from tests.jobs.recorded import ALGORITHMS, STEPS
+from tests.jobs.recorded import ALGORITHMS, LONG_STEPS
 from tests.launch import launch
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "recorded.py")
@@ -30,9 +30,9 @@ def test_recorded_ranks_come_out_again(tmp_path, nodes, rounding):
         found = said["found"][name]
         assert found["apart"] <= rounding, name
         assert found["records"], name
-        assert found["records of all"] >= 2 * STEPS, name  # of 2 workers and 2 servers, say
+        assert found["records of all"] >= 2 * LONG_STEPS, name  # of 2 workers and 2 servers, say
     # so that equality above means something: another schedule gives other iterates
-    assert sum(said["found"][name]["otherwise"] > 1e-4 for name in ASYNCHRONOUS) > 5
+    assert sum(said["found"][name].get("otherwise", 0) > 1e-4 for name in ASYNCHRONOUS) > 5
 
 
 @pytest.mark.parametrize("flags", ["ad-psgd", "async-server --servers 2 --weighting inverse"])

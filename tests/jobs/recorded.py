@@ -3,7 +3,7 @@
 usage: mpirun -n N python recorded.py DIRECTORY
 
 Prints, on rank 0, one JSON object: name -> whether iterates and records came out again to the bit,
-whether a replay in another order would have had others, mean staleness.
+whether a replay in another order would have had others (of short vectors), mean staleness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mpimomentum.runtime.replaying import replay
 from mpimomentum.simulator.recorded import Recorded
 from mpimomentum.transport import MPIWorker
 
-SEED, STEPS = 5, 20
+SEED, STEPS, LONG_STEPS = 5, 20, 8
 DIM, MORE_THAN_A_CHUNK = 1003, 300_001
 WINDOWS = ("ad-psgd lockfree", "elastic-averaging")
 DROPPING = ("ad-psgd paired", "async-server")
@@ -72,23 +72,26 @@ def main() -> None:
 
     found: dict[str, Any] = {}
     for name, algorithm in ALGORITHMS.items():
-        dim = MORE_THAN_A_CHUNK if name in WINDOWS and w.env.nodes == 1 else DIM
+        long = name in WINDOWS and w.env.nodes == 1
+        dim, steps = (MORE_THAN_A_CHUNK, LONG_STEPS) if long else (DIM, STEPS)
         kind = Dropping if name in DROPPING else mm.Quadratic
         chronicle = Chronicle()
-        run = mm.run(algorithm, slow, steps=STEPS, worker=w, record=chronicle)
+        run = mm.run(algorithm, slow, steps=steps, worker=w, record=chronicle)
         chronicles.save(out, w.rank, chronicle)
         w.run(all_here(), "all chronicles to be written")
         if w.rank == 0:
             recorded = [Recorded.of(chronicles.table(out, r)) for r in range(w.size)]
             again = replay(algorithm, noisy, recorded, seed=SEED)
-            simulated = mm.simulate(algorithm, noisy, w.size, steps=STEPS, seed=SEED)
             found[name] = {
                 "apart": float((again.x - run.x).abs().max() / run.x.abs().max()),
                 "records": rows(again) == rows(run),
                 "records of all": len(run.records),
-                "otherwise": float((simulated.x - run.x).abs().max() / run.x.abs().max()),
                 "staleness": float(run.tau.mean()),
             }
+            if not long:
+                other = mm.simulate(algorithm, noisy, w.size, steps=steps, seed=SEED)
+                apart = float((other.x - run.x).abs().max() / run.x.abs().max())
+                found[name]["otherwise"] = apart
         w.run(all_here(), "the replay")
     if w.rank == 0:
         print(json.dumps({"nodes": w.env.nodes, "found": found}))
