@@ -139,7 +139,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     ```
     mpimomentum simulate --workers 64 --slow 0:10 --jitter 0.2 --steps 200
     mpimomentum simulate --algorithm d-psgd --latency-s 0.001 --bandwidth-Bps 1e9
-    mpimomentum simulate --replay runs/recorded --show 10..20
+    mpimomentum simulate --replay runs/recorded --show 10..20 --until 20
     mpimomentum simulate --from calibration.toml --workers 128 --gpus-per-node 4 --timing-only
     ```
     """
@@ -151,8 +151,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     check_instruction_set()
     logs.configure(config.output.log_level, None)
     if config.replaying.replay is not None:
-        for line in replay_command.replayed(config):
-            print(line)
+        replay_command.replayed(config)
         return
     result = trainer.simulate(config)
     report(*result, _console())

@@ -29,7 +29,7 @@ from mpimomentum.runtime.hyper_parameters import with_field, with_hyper_paramete
 from mpimomentum.runtime.identity import Identity
 from mpimomentum.runtime.loop import Stop
 from mpimomentum.runtime.pace_config import Network, Pace
-from mpimomentum.runtime.replay_config import Replaying, check_recording
+from mpimomentum.runtime.replay_config import REPLAYING, Replaying, check_recording
 from mpimomentum.runtime.schedule_config import Schedule
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.topology.build import FILES
@@ -288,13 +288,13 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return what would have to be written to a TOML file to get this run again.
 
-        Without what belongs to one run: `out`, `resume`, `resize`, `progress`, `log_level`,
-        `replay` and `show`.
+        Without what belongs to one run: `out`, `resume`, `resize`, `progress`, `log_level`, and
+        how it is replayed.
         """
         values: dict[str, Any] = {}
         for name, value in _given(self.resolved()):
             values |= dict(_given(value)) if dataclasses.is_dataclass(value) else {name: value}
-        for name in ("out", "resume", "resize", "progress", "log_level", "replay", "show"):
+        for name in ("out", "resume", "resize", "progress", "log_level", *REPLAYING):
             values.pop(name, None)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +19,21 @@ from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.export import MODEL
 from mpimomentum.runtime.fields import fields_of, tree
 from mpimomentum.runtime.job import Job, plan_of
+from mpimomentum.runtime.replay_records import ROUNDING, Comparing, Rows
 from mpimomentum.runtime.replaying import replay
 from mpimomentum.runtime.run import Run
 from mpimomentum.runtime.sources import read as read_file
 from mpimomentum.simulator.replay import Diverged
 
-ROUNDING = 1e-5
-"""Relative difference of two numbers that other instructions may make."""
 
-Rows = list[list[dict[str, Any]]]
-"""Records of each rank, in order."""
+def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> None:
+    """Replay a run.
 
-_OF_THE_CLOCK = ("time_s", "compute_s", "gossip_s", "wait_s", "idle_s", "bytes", "consensus")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How a replay's records compare with the run's.
-
-    Attributes
+    Parameters
     ----------
-    records : int
-        Compared.
-    largest : float
-        Relative difference of two numbers.
-    first : str
-        Where they differ by more than rounding, in words; nothing if nowhere.
-    """
-
-    records: int
-    largest: float
-    first: str
-
-    def __str__(self) -> str:
-        if self.first:
-            return f"the replay differs: {self.first}"
-        if self.largest:
-            how = f"come out again within rounding; they differ by {self.largest:.1e} at most"
-        else:
-            how = "come out again, to the last bit"
-        return f"{self.records} records {how}"
-
-
-def replayed(config: SimulateConfig) -> Iterator[str]:
-    """Replay a run; yields lines to print.
+    config : SimulateConfig
+    say : callable
+        Gets lines to print, while the replay goes on.
 
     Raises
     ------
@@ -73,13 +42,14 @@ def replayed(config: SimulateConfig) -> Iterator[str]:
     RunFailed
         If the replay differs from the run.
     """
-    directory = config.replaying.replay
+    directory, last = config.replaying.replay, config.replaying.until
     assert directory is not None
     _refuse_others(config)
     found = chronicles.load(directory)
     job = _job(directory, len(found.recorded))
-    rows = _rows(directory, job.size)
-    stories: list[list[tuple[int, str]]] = []
+    if last is not None and last >= (steps := max(one.steps for one in found.recorded)):
+        raise BadInput(f"until={last}: the run's last step is {steps - 1}; give a lower one")
+    comparing = Comparing(_rows(directory, job.size), config.replaying.steps, say, last)
     log_every = job.config.output.log_every
 
     def observe(w: Any, state: Any) -> None:
@@ -96,52 +66,34 @@ def replayed(config: SimulateConfig) -> Iterator[str]:
                 job.config.seed,
                 observe=observe,
                 schedule=job.schedule,
-                stories=stories,
+                until=None if last is None else last + 1,
+                take_record=comparing.take,
+                tell=comparing.tell,
             )
     except Diverged as error:
         raise RunFailed(f"{error}; {_other_version(found)}") from error
-    again = _by_rank(run)
-    yield from _shown(config.replaying.steps, rows, again, stories)
-    verdict = compared(rows, again)
+    verdict = comparing.result()
     if verdict.first:
         raise RunFailed(f"{verdict}; {_other_version(found)}")
-    yield f"{directory}: {job.algorithm.name} on {job.size} ranks, {int(run.updates.sum())} steps"
-    yield str(verdict)
+    part = "" if last is None else f" up to step {last}"
+    say(f"{directory}: {job.algorithm.name} on {job.size} ranks, {run.updates.sum()} steps{part}")
+    if last is not None:
+        _say_models(run, say)
+    say(str(verdict))
+    if last is not None:
+        return
     apart = _model_apart(directory, job, run)
     if not apart <= ROUNDING:  # nor if it is not a number
         raise RunFailed(f"the model differs from {MODEL} by {apart:.1e}; {_other_version(found)}")
-    yield f"the mean of all models is {MODEL} within {apart:.1e}"
+    say(f"the mean of all models is {MODEL} within {apart:.1e}")
 
 
-def compared(before: Rows, after: Rows) -> Comparison:
-    """Compare records rank by rank, in order; times do not count."""
-    records, largest = 0, 0.0
-    for rank, (ones, others) in enumerate(zip(before, after, strict=True)):
-        for one, other in zip(ones, others, strict=False):
-            where = f"rank {rank}, step {one['step']}"
-            records += 1
-            for name in dict.fromkeys((*one, *other)):
-                if name in _OF_THE_CLOCK:
-                    continue
-                a, b = one.get(name), other.get(name)
-                apart = _apart(a, b)
-                if apart > ROUNDING:
-                    return Comparison(records, apart, f"{where}: {name} {b} against {a}")
-                largest = max(largest, apart)
-        if len(ones) != len(others):
-            counts = f"{len(others)} records against {len(ones)}"
-            return Comparison(records, math.inf, f"rank {rank}: {counts}")
-    return Comparison(records, largest, "")
-
-
-def _apart(a: Any, b: Any) -> float:
-    """Return the relative difference; infinite if only one is there or finite."""
-    if a == b:
-        return 0.0
-    gone = [v is None or not math.isfinite(v) for v in (a, b)]  # JSON has no NaN: it is None there
-    if any(gone):
-        return 0.0 if all(gone) else math.inf
-    return float(abs(a - b) / max(abs(a), abs(b)))
+def _say_models(run: Run, say: Callable[[str], object]) -> None:
+    """Say what each rank's next step would begin with."""
+    for rank, (x, steps) in enumerate(zip(run.x, run.updates, strict=True)):
+        far = float((x - run.mean).norm())
+        norm = float(x.norm())
+        say(f"rank {rank}  before step {steps}  |x|={norm:.6g}, |x - mean|={far:.6g}")
 
 
 def _model_apart(directory: Path, job: Job, run: Run) -> float:
@@ -200,34 +152,6 @@ def _rows(directory: Path, ranks: int) -> Rows:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise BadInput(f"replay={directory}: {path} cannot be read: {error!r}") from error
     return rows
-
-
-def _by_rank(run: Run) -> Rows:
-    rows: Rows = [[] for _ in run.updates]
-    for row in run.records:
-        rows[row["rank"]].append(row)
-    return rows
-
-
-def _shown(
-    steps: range, before: Rows, after: Rows, stories: list[list[tuple[int, str]]]
-) -> Iterator[str]:
-    """Yield what happened in some steps, in the order of the run's time."""
-    shown: list[tuple[float, int, str]] = []
-    for rank, (ones, others) in enumerate(zip(before, after, strict=True)):
-        told: dict[int, list[str]] = {}
-        for step, what in stories[rank]:
-            told.setdefault(step, []).append(what)
-        for one, other in zip(ones, others, strict=False):
-            if one["step"] not in steps:
-                continue
-            said = {k: v for k, v in other.items() if k not in ("rank", "step", "time_s")}
-            words = " ".join(f"{name}={value:g}" for name, value in said.items())
-            if "tau" in one:
-                words = "; ".join([*told.pop(one["step"], ()), words])
-            line = f"{one['time_s']:11.6f} s  rank {rank}  step {one['step']}  {words}"
-            shown.append((one["time_s"], rank, line))
-    yield from (line for _, _, line in sorted(shown))
 
 
 @contextlib.contextmanager

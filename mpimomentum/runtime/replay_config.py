@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,21 @@ class Replaying:
         with its own config.toml, and say whether all its records come out again.
     show : str, optional
         Steps A..B: print what each rank did in them, with which versions.
+    until : int, optional
+        Step after which the replay stops and says how far each rank's model is from the mean; the
+        run's last one unless given.
     """
 
     replay: Path | None = None
     show: str | None = None
+    until: int | None = None
 
     def __post_init__(self) -> None:
-        if self.show is not None and self.replay is None:
-            raise BadInput(f"show={self.show} without replay: there is nothing to be shown")
+        for name in ("show", "until"):
+            if self.replay is None and (given := getattr(self, name)) is not None:
+                raise BadInput(f"{name}={given} without replay: there is nothing to be shown")
+        if self.until is not None and self.until < 0:
+            raise BadInput(f"until={self.until}: steps are counted from 0")
         _ = self.steps
 
     @property
@@ -49,6 +57,8 @@ class Replaying:
             raise BadInput(f"show={self.show!r}: give a step, or a first and a last one: 10..20")
         return range(int(found[1]), int(found[2] or found[1]) + 1)
 
+
+REPLAYING = tuple(f.name for f in dataclasses.fields(Replaying))
 
 _REFUSED: dict[str, tuple[object, str]] = {
     "mode": ("sums", "sums, to which all ranks add at once, have no order; use mode='server'"),

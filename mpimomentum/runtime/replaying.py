@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,19 @@ from mpimomentum.runtime import decay
 from mpimomentum.runtime.loop import Observe, Stop, check, model_of, roles, train
 from mpimomentum.runtime.own_stream import OwnStream
 from mpimomentum.runtime.recording import LabelledAlgorithm
-from mpimomentum.runtime.run import MakeObjective, Run, TopologyLike, by_time, part_of
+from mpimomentum.runtime.run import (
+    MakeObjective,
+    Run,
+    TakeRecord,
+    TopologyLike,
+    by_time,
+    part_of,
+)
 from mpimomentum.runtime.schedule import LRSchedule
 from mpimomentum.runtime.statistics import mean_of, statistics_of
 from mpimomentum.simulator.recorded import Recorded
 from mpimomentum.simulator.replay import Replay
-from mpimomentum.worker import Algorithm
+from mpimomentum.worker import Algorithm, Vector
 
 
 def replay(
@@ -30,7 +38,9 @@ def replay(
     seed: int = 0,
     observe: Observe | None = None,
     schedule: LRSchedule | None = None,
-    stories: list[list[tuple[int, str]]] | None = None,
+    until: int | None = None,
+    take_record: TakeRecord | None = None,
+    tell: Callable[[Any, str], None] | None = None,
 ) -> Run:
     """Repeat a run: the same gradients of the same models, in the recorded order of everything.
 
@@ -42,13 +52,19 @@ def replay(
         One a rank; used up.
     observe : callable, optional
         Called after every step with the worker and its State.
-    stories : list, optional
-        Gets, for each rank, what others had part in, with the rank's step then.
+    until : int, optional
+        Steps of each rank after which to stop; all of them unless given. Ranks on whose later steps
+        others hang make those, too.
+    take_record : callable, optional
+        Called with every record, rank by rank in order; the Run then has none.
+    tell : callable, optional
+        Called with the worker and, in words, what others had part in, when it happens.
 
     Returns
     -------
     Run
-        Without times and traffic.
+        Without times and traffic. With `until`, of each rank the model that its next step would
+        begin with; of one that only serves, as far as others needed it.
 
     Raises
     ------
@@ -61,30 +77,47 @@ def replay(
     graph = topologies.build(topology, size)
     check(algorithm, graph)
     workers, _ = roles(algorithm, size)
-    states: list[Any] = [None] * size
     objectives: list[Any] = [None] * size
-    ranks = Replay(graph, seed, recorded)
+    models: list[Any] = [None] * size
+    updates = [0] * size
+    goals = None
+    if until is not None:
+        goals = [min(until, one.steps) if r in workers else 0 for r, one in enumerate(recorded)]
+    ranks = Replay(graph, seed, recorded, goals)
+
+    def seen(w: Any, state: Any) -> None:
+        if observe is not None:
+            observe(w, state)
+        updates[w.rank] = w.step
+        if goals is None or w.step < goals[w.rank]:
+            return
+        if w.step == goals[w.rank]:
+            w.catch_up()
+            models[w.rank] = partial(_same, model_of(state))
+        updates[w.rank] = goals[w.rank]
+        w.hold()
 
     async def rank(w: Any) -> None:
         f = OwnStream(part_of(algorithm, objective, workers, w.rank), torch_seed(seed, w.rank))
         objectives[w.rank] = f
         w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
         stop = Stop(steps=recorded[w.rank].steps)
-        labelled: Any = LabelledAlgorithm(algorithm, w)
-        states[w.rank] = await train(w, labelled, f.initial(), stop, observe or _ignore, schedule)
+        w.take_record = take_record
+        if tell is not None:
+            w.tell = partial(tell, w)
+        labelled: Any = _Noting(algorithm, w, models)
+        await train(w, labelled, f.initial(), stop, seen, schedule)
 
     ranks.run(rank)
-    if stories is not None:
-        stories.extend(w.story for w in ranks.workers)
-    x = torch.stack([model_of(s) for s in states])
+    x = torch.stack([model() for model in models])
     mean = x.mean(dim=0)
-    made = [(statistics_of(f), w.step) for f, w in zip(objectives, ranks.workers, strict=True)]
+    made = [(statistics_of(f), steps) for f, steps in zip(objectives, updates, strict=True)]
     return Run(
         x=x,
         mean=mean,
         consensus_distance=float((x - mean).square().sum(dim=1).mean().sqrt()),
         time_s=0.0,
-        updates=np.array([w.step for w in ranks.workers]),
+        updates=np.array(updates),
         records=by_time([w.records for w in ranks.workers]),
         bytes_sent=0,
         messages_sent=0,
@@ -94,5 +127,19 @@ def replay(
     )
 
 
-def _ignore(w: Any, state: Any) -> None:
-    pass
+class _Noting(LabelledAlgorithm):
+    """An algorithm whose model can be read wherever the replay stops."""
+
+    def __init__(self, algorithm: Any, w: Any, models: list[Any]) -> None:
+        super().__init__(algorithm, w)
+        self._models = models
+
+    def init(self, w: Any, x0: Vector) -> Any:
+        """Make the algorithm's State, and note how to come to its model."""
+        state = self._algorithm.init(w, x0)
+        self._models[w.rank] = partial(model_of, state)
+        return state
+
+
+def _same(x: Vector) -> Vector:
+    return x

@@ -89,18 +89,29 @@ class Replay:
         Of the run.
     recorded : sequence of Recorded
         One a rank; used up.
+    goals : sequence of int, optional
+        Steps of each rank after which the replay ends; some make more, as far as others need that.
     """
 
-    def __init__(self, topology: Topology, seed: int, recorded: Sequence[Recorded]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        seed: int,
+        recorded: Sequence[Recorded],
+        goals: Sequence[int] | None = None,
+    ) -> None:
         exchange = Exchange(recorded)
+        self._goals = goals
         self._threads = [_Rank(rank) for rank in range(topology.size)]
         self.workers = [
             ReplayWorker(exchange, rank, topology, seed, recorded[rank], self._threads[rank].block)
             for rank in range(topology.size)
         ]
+        for worker, goal in zip(self.workers, goals or (), strict=goals is not None):
+            worker.limit = goal
 
     def run(self, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:
-        """Run one coroutine per rank to the end.
+        """Run one coroutine per rank to the end, or until all have come to their goals.
 
         Raises
         ------
@@ -112,8 +123,8 @@ class Replay:
         try:
             for thread, worker in zip(self._threads, self.workers, strict=True):
                 thread.start(partial(_drive, worker, rank), worker.move)
-            while not all(thread.over for thread in self._threads):
-                if not any([thread.carry_on() for thread in self._threads]):
+            while not self._there():
+                if not any([thread.carry_on() for thread in self._threads]) and not self._further():
                     waiting = [
                         f"rank {t.rank} waits for {t.what}" for t in self._threads if not t.over
                     ]
@@ -124,6 +135,21 @@ class Replay:
         finally:
             for thread in self._threads:
                 thread.stop()
+
+    def _there(self) -> bool:
+        if self._goals is None:
+            return all(thread.over for thread in self._threads)
+        return all(
+            w.step > goal or w.held or not goal or thread.over
+            for w, goal, thread in zip(self.workers, self._goals, self._threads, strict=True)
+        )
+
+    def _further(self) -> bool:
+        """Let ranks make a step beyond their goals; False if none waits for that."""
+        held = [w for w in self.workers if w.held]
+        for w in held:
+            w.limit += 1
+        return bool(held)
 
 
 def _drive(worker: ReplayWorker, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:

@@ -74,7 +74,7 @@ class ReplayWindow:
             there = w.exchange.there
             w.block(lambda: there(self._index, rank, writes), f"write {writes} of rank {rank}")
             x, version = w.exchange.read(self._index, rank, writes)
-            w.story.append((w.step, f"read {self.name} of rank {rank} at version {version}"))
+            w.tell(f"read {self.name} of rank {rank} at version {version}")
             return x, version
 
         return Pass(fetch, what)
@@ -141,7 +141,7 @@ class ReplayWindow:
 
     def _come(self) -> None:
         came, w = self._came.popleft(), self._worker
-        w.story.append((w.step, f"write {self._writes + 1} of {self.name}: {_told(came)}"))
+        w.tell(f"write {self._writes + 1} of {self.name}: {_told(came)}")
         if came.kind is Kind.EXCHANGED:
             theirs, _ = w.exchange.read(self._index, came.who, came.value)
             difference = self._x - theirs

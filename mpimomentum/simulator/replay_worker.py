@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,8 +58,12 @@ class ReplayWorker(BaseWorker):
     ----------
     task : int or None
         Which of the algorithm's coroutines runs.
-    story : list of (int, str)
-        What others had part in, with this rank's step at that time.
+    tell : callable
+        Is told, in words, what others had part in, when it happens.
+    limit : int
+        Steps that may be made; :meth:`hold` waits for more.
+    held : bool
+        Whether it does.
     """
 
     def __init__(
@@ -74,7 +79,8 @@ class ReplayWorker(BaseWorker):
         self.task: int | None = None
         self.exchange, self.recorded, self.block = exchange, recorded, block
         self.traffic = Traffic()
-        self.story: list[tuple[int, str]] = []
+        self.tell: Callable[[str], None] = _ignore
+        self.limit, self.held = sys.maxsize, False
         self._windows: list[ReplayWindow] = []
         self._mailboxes = self._counters = 0
         self._calls: collections.Counter[str | int] = collections.Counter()
@@ -103,8 +109,7 @@ class ReplayWorker(BaseWorker):
             elif not isinstance(self._at[STEP], Rest):
                 raise self._diverged(f"goes on to {self._at[STEP].what}, and did not then")
             goes_on = self._resume(task)
-        for window in self._windows:  # of what came while it finished
-            window.catch_up()
+        self.catch_up()  # with what came while it finished
         left = self.recorded.left()
         if turns or left:
             more = f": {left} more" if left else ""
@@ -159,8 +164,18 @@ class ReplayWorker(BaseWorker):
     async def quiesce(self) -> None:
         """Wait until all that was recorded of the own windows has happened."""
         await Rest("the end of the recorded run")
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Wait until the own windows are as the next operation finds them."""
         for window in self._windows:
             window.catch_up()
+
+    def hold(self) -> None:
+        """Wait, between two steps, until further ones may be made."""
+        self.held = True
+        self.block(lambda: self.step < self.limit, "a further step to be asked for")
+        self.held = False
 
     def move(self) -> bool:
         """Let come into the own windows what is due and there; whether anything was."""
@@ -250,3 +265,7 @@ class ReplayWorker(BaseWorker):
         self._counters += 1
         counted = self.recorded.counted[self._counters - 1]
         return ReplayCounter(self, counted, at_home=self.rank == home)
+
+
+def _ignore(words: str) -> None:
+    pass

@@ -120,6 +120,8 @@ NAMES = [
     Row("simulate --show 3..5", ("show=3..5", "without replay")),
     Row("simulate --replay a --show 5..3", ("show='5..3'", "10..20")),
     Row("simulate --replay a --show five", ("show='five'", "10..20")),
+    Row("simulate --until 3", ("until=3", "without replay")),
+    Row("simulate --replay a --until -1", ("until=-1", "from 0")),
     simulate("--staging ipc", "staging=ipc", "a simulation", "leave staging out"),
     Row("train --amp fp16", ("--amp fp16", "bf16")),
     simulate("--device cuda", "device=cuda", "a simulation", "leave device out"),

@@ -44,6 +44,8 @@ def test_a_training_run_is_replayed_from_its_directory(tmp_path, flags):
     )
     done = launch(4, *command.split(), tmp_path=tmp_path, timeout_s=120)
     assert done.returncode == 0, done.output
-    *_, records, model = replayed(SimulateConfig(replaying=Replaying(out)))
+    lines: list[str] = []
+    replayed(SimulateConfig(replaying=Replaying(out)), lines.append)
+    *_, records, model = lines
     assert records.endswith("to the last bit")
     assert float(model.split()[-1]) < 1e-6

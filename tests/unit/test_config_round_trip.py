@@ -28,6 +28,7 @@ OF_ONE_RUN = (
     "log_level",
     "replay",
     "show",
+    "until",
 )  # not in a config.toml
 
 TEXTS = {
@@ -63,6 +64,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "weight_momentum": {"weighting": "polynomial"},
     "failure_timeout_s": {"on_failure": "continue"},
     "show": {"replay": Path("/runs/a")},
+    "until": {"replay": Path("/runs/a")},
 }
 """What else must be given with a field, or hardly a draw would be valid."""
 

@@ -21,10 +21,12 @@ from mpimomentum.chronicle import COLUMNS, Chronicle, Kind
 from mpimomentum.runtime import chronicles, trainer
 from mpimomentum.runtime.config import Length, Method, Output, SimulateConfig, Task
 from mpimomentum.runtime.errors import BadInput, RunFailed
+from mpimomentum.runtime.loop import model_of
 from mpimomentum.runtime.objective import TorchObjective
 from mpimomentum.runtime.pace_config import Pace
-from mpimomentum.runtime.replay_command import compared, replayed
+from mpimomentum.runtime.replay_command import replayed
 from mpimomentum.runtime.replay_config import Replaying
+from mpimomentum.runtime.replay_records import Comparing, compared
 from mpimomentum.runtime.replaying import replay
 from mpimomentum.simulator.recorded import Recorded
 from mpimomentum.simulator.replay import Diverged
@@ -254,8 +256,10 @@ def directory(tmp_path) -> Path:
     return out
 
 
-def replaying(directory: Path, show: str | None = None) -> list[str]:
-    return list(replayed(SimulateConfig(replaying=Replaying(directory, show))))
+def replaying(directory: Path, show: str | None = None, until: int | None = None) -> list[str]:
+    lines: list[str] = []
+    replayed(SimulateConfig(replaying=Replaying(directory, show, until)), lines.append)
+    return lines
 
 
 def test_a_directory_is_replayed_and_shown(directory):
@@ -299,7 +303,7 @@ def test_a_record_too_few_or_within_rounding():
 
 @pytest.mark.parametrize("found", [math.nan, math.inf, None])
 def test_a_number_that_is_none_is_no_other(found):
-    one = {"rank": 0, "step": 3, "loss": 0.5}
+    one = {"rank": 0, "step": 3, "time_s": 1.0, "loss": 0.5}
     assert f"loss {found} against 0.5" in compared([[one]], [[one | {"loss": found}]]).first
     gone = one | {"loss": None}  # as JSON has it
     assert compared([[gone]], [[one | {"loss": found}]]).largest == 0
@@ -310,6 +314,48 @@ def test_another_program_is_told_apart_from_the_run(directory):
     config.write_text(config.read_text().replace("lr = 0.05", "lr = 0.04"))
     with pytest.raises(RunFailed, match=r"rank \d, step \d+: (loss|lr)"):
         replaying(directory)
+
+
+def test_until_stops_where_each_rank_has_made_that_step(directory):
+    *lines, about, _, _, _, _, records = replaying(directory, "7..20", until=9)
+    assert {line.split("step ")[1].split()[0] for line in lines} == {"7", "8", "9"}
+    assert records == "48 records come out again, to the last bit"  # 10 steps and losses at 1, 6
+    assert about.endswith("40 steps up to step 9")
+    with pytest.raises(BadInput, match="until=25: the run's last step is 24"):
+        replaying(directory, until=25)
+
+
+@pytest.mark.parametrize("algorithm", REPLAYED.values(), ids=REPLAYED)
+def test_models_at_a_step_are_those_that_the_next_one_begins_with(algorithm):
+    _, tables = recorded(algorithm)
+    found: dict[int, Any] = {}
+
+    def look(w: Any, state: Any) -> None:
+        if w.step == 5:
+            w.catch_up()
+            found[w.rank] = model_of(state)
+
+    parts = [Recorded.of(t) for t in tables]
+    replay(algorithm, scattered, parts, GRAPH, SEED, observe=look)
+    part = replay(algorithm, scattered, [Recorded.of(t) for t in tables], GRAPH, SEED, until=5)
+    for rank, x in found.items():
+        assert torch.equal(part.x[rank], x)
+        assert part.updates[rank] == 5
+    assert found
+    assert max(r["step"] for r in part.records) < 25  # three times as fast, and a few more
+
+
+def test_lines_are_said_as_soon_as_no_earlier_one_can_come():
+    before = [[{"rank": r, "step": s, "time_s": s + r / 2} for s in range(4)] for r in range(2)]
+    lines: list[str] = []
+    comparing = Comparing(before, range(1, 3), lines.append)
+    for row in before[0]:
+        comparing.take(row)
+    assert not lines  # rank 1 may have an earlier one
+    for count, row in zip((0, 2, 4, 4), before[1], strict=True):
+        comparing.take(row)
+        assert len(lines) == count
+    assert [line.split()[0] for line in lines] == ["1.000000", "1.500000", "2.000000", "2.500000"]
 
 
 def _edit(name: str, old: str, new: str, directory: Path) -> None:
