@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,6 +83,8 @@ class RecordFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.count = self.nbytes = 0
+        self._waiting: list[Mapping[str, Any]] = []
+        self._wrote_s = time.monotonic()
         self._file = path.open("ab", buffering=0)
 
     def keep(self, records: int) -> None:
@@ -112,9 +115,21 @@ class RecordFile:
             self.count += len(piece)
             self.nbytes += size
 
+    def put(self, record: Mapping[str, Any]) -> None:
+        """Write a record together with others: a piece of them, or what comes within a second."""
+        self._waiting.append(record)
+        if len(self._waiting) == PIECE or time.monotonic() - self._wrote_s > 1:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._wrote_s = time.monotonic()
+        self.append(waiting)
+
     def close(self) -> None:
         """Close the file; what it holds is on the disk then."""
         with contextlib.closing(self._file):
+            self._write_waiting()
             self._file.truncate(self.nbytes)
             os.fsync(self._file.fileno())
 

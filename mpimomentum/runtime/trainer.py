@@ -14,6 +14,7 @@ import torch
 
 from mpimomentum.base_worker import torch_seed
 from mpimomentum.chronicle import Chronicle
+from mpimomentum.non_finite import Policy
 from mpimomentum.runtime import chronicles, records, stop_signal, survival, telemetry
 from mpimomentum.runtime import run as runs
 from mpimomentum.runtime import trace as traced
@@ -110,7 +111,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             job.stop.steps,
             job.stop.duration_s,
             worker,
-            observe=_observing(monitor, config),
+            observe=_observing(monitor, config.non_finite),
             keep_x=False,
             schedule=job.schedule,
             take_record=stream.put,
@@ -183,9 +184,10 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
         job = Job.prepare(config, *plan, read(config.task))
         clock = config.network.clock(config.pace, config.task, job.size, job.dim, config.seed)
         objective: runs.MakeObjective = job.objective
+        policy: Policy = config.non_finite
         if config.timing_only:
             clock = dataclasses.replace(clock, parameters=clock.parameters or job.dim)
-            objective = _nothing
+            objective, policy = _nothing, "ignore"  # of what is learnt, which is nothing
         out = _directory(job)
         telemetry.write_beginning(out, job.beginning())
     except (ValueError, OSError) as error:
@@ -213,11 +215,11 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             job.topology,
             clock,
             config.seed,
-            observe=_observing(monitor, config),
+            observe=_observing(monitor, policy),
             schedule=job.schedule,
-            take_record=lambda record: file.append((record,)),
+            take_record=file.put,
             traces=traces or None,
-            non_finite=config.non_finite,
+            non_finite=policy,
             record=kept,
         )
     if kept is not None:
@@ -252,8 +254,8 @@ def _epoch_s(run: runs.Run, job: Job) -> float | None:
     return run.time_s * len(job.dataset.train_y) / samples if samples else None
 
 
-def _observing(monitor: Monitor, config: TrainConfig) -> Observe:
-    return finite(monitor.observe) if config.non_finite == "abort" else monitor.observe
+def _observing(monitor: Monitor, policy: Policy) -> Observe:
+    return finite(monitor.observe) if policy == "abort" else monitor.observe
 
 
 def _shows(config: TrainConfig, out: Path, label: str) -> list[Show]:

@@ -1,14 +1,18 @@
-"""What is to happen, in order of time: actions on SimPy's kernel."""
+"""What is to happen, in order of time: actions at later times on SimPy's kernel, others in queues.
+
+Most actions come at the instant at which they are asked for. They need no sorting by time, and a
+queue costs a tenth of a kernel's event.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import simpy
 
-AT_ONCE, IN_TURN, AFTER_ALL_ELSE = range(3)
-"""Priorities; SimPy's own are the first two."""
+Do: TypeAlias = Callable[[], object]
 
 
 class _Action(simpy.Event):
@@ -16,7 +20,7 @@ class _Action(simpy.Event):
 
     __slots__ = ("action",)
 
-    def __init__(self, kernel: simpy.Environment, action: Callable[[], object]) -> None:
+    def __init__(self, kernel: simpy.Environment, action: Do) -> None:
         self.env = kernel
         self.action = action
         self.callbacks = _DO
@@ -27,34 +31,48 @@ _DO = cast(Any, (lambda event: event.action(),))
 
 
 class Events:
-    """Actions at times; those of one time by priority, then first in, first out."""
+    """Actions at times; those of one time first in, first out, but for `at_once` and `last`.
+
+    Attributes
+    ----------
+    now_s : float
+        Virtual seconds.
+    at_once, soon, last : callable
+        ``soon(action)`` calls `action` at this instant, in turn; ``at_once(action)`` before all
+        that is due now, ``last(action)`` after it.
+    """
 
     def __init__(self) -> None:
-        self._kernel = simpy.Environment()
-        self._waiting = 0
+        self.now_s = 0.0
+        self._kernel = simpy.Environment(0.0)
+        self._later = 0  # actions that the kernel has
+        self._at_once: deque[Do] = deque()
+        self._in_turn: deque[Do] = deque()
+        self._last: deque[Do] = deque()
+        self.at_once: Callable[[Do], None] = self._at_once.append
+        self.soon: Callable[[Do], None] = self._in_turn.append
+        self.last: Callable[[Do], None] = self._last.append
 
-    @property
-    def now_s(self) -> float:
-        """Virtual seconds."""
-        return float(self._kernel.now)
-
-    def at(self, time_s: float, action: Callable[[], object], priority: int = IN_TURN) -> None:
+    def at(self, time_s: float, action: Do) -> None:
         """Call `action` at `time_s`, but for rounding; now, if that is over."""
-        kernel = self._kernel
-        self._waiting += 1
-        event = _Action(kernel, action)
-        kernel.schedule(event, cast(Any, priority), max(time_s - kernel.now, 0.0))
-
-    def soon(self, action: Callable[[], object], priority: int = IN_TURN) -> None:
-        """Call `action` at this instant."""
-        self._waiting += 1
-        self._kernel.schedule(_Action(self._kernel, action), cast(Any, priority))
+        delay_s = time_s - self.now_s
+        if delay_s <= 0:
+            self._in_turn.append(action)
+            return
+        self._later += 1
+        self._kernel.schedule(_Action(self._kernel, action), delay=delay_s)
 
     def step(self) -> None:
         """Do what is next."""
-        self._waiting -= 1
-        self._kernel.step()
+        if self._at_once:
+            self._at_once.popleft()()
+        elif (self._in_turn or self._last) and self._kernel.peek() > self.now_s:
+            (self._in_turn or self._last).popleft()()
+        else:  # what the kernel has for this instant was asked for before all that is in turn
+            self._later -= 1
+            self.now_s = self._kernel.peek()
+            self._kernel.step()
 
     def __len__(self) -> int:
         """Return how many actions are still to come."""
-        return self._waiting
+        return self._later + len(self._at_once) + len(self._in_turn) + len(self._last)

@@ -35,6 +35,10 @@ def max_min(paths: Sequence[tuple[Path, int]], capacity: Sequence[float]) -> lis
     list of float
         Bytes per second of one message of each kind.
     """
+    if len(paths) == 1:  # as often as not
+        path, count = paths[0]
+        level = min(capacity[link] / (share * count) for link, share in path) * _AT_ONCE
+        return [level / _AT_ONCE]
     rates = [math.inf] * len(paths)
     left: dict[int, float] = {}
     asked: dict[int, float] = {}
@@ -122,6 +126,8 @@ class FairLinks:
         """Give every message its rate, from now on, after some have begun or ended."""
         kinds = self._reached(self._changed)
         self._changed = {}
+        if not kinds:
+            return
         rates = max_min([(kind.path, len(kind.ends)) for kind in kinds], self._capacity)
         for kind, rate in zip(kinds, rates, strict=True):
             self._settle(kind, now_s)

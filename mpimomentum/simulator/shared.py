@@ -6,7 +6,7 @@ A window's claim, publish and apply are separate events, as on MPI: others may a
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mpimomentum.chronicle import Kind, WindowChronicle
@@ -287,14 +287,21 @@ class VirtualCounter:
         if self._latency_s == 0:  # at home, for one
             return Handle.completed(self._add(k))
         handle: Handle[int] = Handle("a counter")
-        self._worker.travel(self._fetch_add(k, handle))
+        self._worker.departs()
+        # no coroutine, unlike a window's: there may be two requests an update
+        self._after_latency(lambda: self._asked(k, handle))
         return handle
 
-    async def _fetch_add(self, k: int, handle: Handle[int]) -> None:
-        await self._simulation.delay(self._latency_s)
+    def _asked(self, k: int, handle: Handle[int]) -> None:
         value = self._add(k)
-        await self._simulation.delay(self._latency_s)
+        self._after_latency(lambda: self._answered(value, handle))
+
+    def _answered(self, value: int, handle: Handle[int]) -> None:
+        self._worker.arrives()
         handle.resolve(value)
+
+    def _after_latency(self, action: Callable[[], None]) -> None:
+        self._simulation.at(self._simulation.now_s + self._latency_s, action)
 
     def _add(self, k: int) -> int:
         value = self._value[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from mpimomentum.simulator.clock import Clock, ComputeTimes, Operation
-from mpimomentum.simulator.events import AFTER_ALL_ELSE, AT_ONCE, Events
+from mpimomentum.simulator.events import Events
 from mpimomentum.simulator.network import Network
 from mpimomentum.simulator.worker import VirtualWorker
 from mpimomentum.topology import Topology
@@ -48,7 +48,7 @@ class Process:
         self._coroutine = coroutine
         self._failed = failed
         self._cancelled = False
-        self._soon(self._go_on, AT_ONCE)
+        events.at_once(self._go_on)
 
     def cancel(self) -> None:
         """Stop the coroutine at its ``await``."""
@@ -66,7 +66,8 @@ class Process:
     def _go_on(self) -> None:
         if self._cancelled:
             return
-        self._set_busy(True)
+        if self._busy is not None:
+            self._set_busy(True)
         try:
             self._handle = handle = self._coroutine.send(None)
         except StopIteration:
@@ -77,7 +78,8 @@ class Process:
             self._failed(error)
             return
         self.waits_for = handle.what
-        self._set_busy(not handle.may_never_come)
+        if self._busy is not None:
+            self._set_busy(not handle.may_never_come)
         handle.on_done(self._go_on_soon)
 
     def _go_on_soon(self) -> None:
@@ -222,7 +224,7 @@ class Simulation:
         """Share the links once all has begun and ended that does so at this instant."""
         if not self._sharing:
             self._sharing = True
-            self._events.soon(self._share, AFTER_ALL_ELSE)
+            self._events.last(self._share)
 
     def _share(self) -> None:
         self._sharing = False
@@ -322,7 +324,7 @@ class Simulation:
         if self._checking or len(self._quiescing) < self.size or self._in_flight:
             return
         self._checking = True  # whoever has just received something may be about to answer
-        self._events.soon(self._release_if_quiet, AFTER_ALL_ELSE)
+        self._events.last(self._release_if_quiet)
 
     def _release_if_quiet(self) -> None:
         self._checking = False

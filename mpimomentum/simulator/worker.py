@@ -262,8 +262,16 @@ class VirtualWorker(BaseWorker):
         self._simulation.spawn(self._travel(coroutine))
 
     async def _travel(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._account(travelling=1)
+        self.departs()
         await coroutine
+        self.arrives()
+
+    def departs(self) -> None:
+        """Count an operation of this rank's as under way."""
+        self._account(travelling=1)
+
+    def arrives(self) -> None:
+        """Count it as carried out."""
         self._account(travelling=-1)
 
     def _account(self, owed: int = 0, travelling: int = 0) -> None:
