@@ -61,12 +61,20 @@ class Network:
         self.scale = 1.0
         self._indices: dict[str, int] = {}
         self.links = FairLinks(self.capacity)
+        self._latencies_s: dict[tuple[int, int, Operation], float] = {}
         self._paths: dict[tuple[int, int], Path] = {}
         self._collectives: dict[str, tuple[Path, float]] = {}
         self._lines: dict[tuple[int, int], collections.deque[tuple[float, Callable[[], None]]]] = {}
 
     def latency_s(self, source: int, target: int, operation: Operation = "message") -> float:
         """Return how long the first byte of a message takes."""
+        key = source, target, operation
+        found = self._latencies_s.get(key)
+        if found is None:
+            found = self._latencies_s[key] = self._latency_s(*key)
+        return found
+
+    def _latency_s(self, source: int, target: int, operation: Operation) -> float:
         if source == target:
             return 0.0
         clock = self._clock

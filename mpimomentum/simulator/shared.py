@@ -71,7 +71,7 @@ class VirtualWindow:
         """Apply what the inbox holds, then free it."""
         if self._inbox is not None:
             e, source = self._inbox
-            self._x += e
+            self._x.add_(e, alpha=0.5)
             self._inbox = None
             self.mixes += 1
             self._written(Kind.AVERAGED, source)
@@ -152,7 +152,7 @@ class VirtualWindow:
         simulation = self._simulation
         self.drain()
         held: list[VirtualWindow] = []
-        for window in sorted((self, peer), key=lambda w: w.rank):
+        for window in (self, peer) if self.rank < peer.rank else (peer, self):
             if window is peer:
                 await simulation.delay(
                     simulation.network.latency_s(self.rank, peer.rank, "average")
@@ -171,8 +171,8 @@ class VirtualWindow:
             self._give_up(held)
             handle.resolve(False)
             return
-        e = (self._x - theirs).mul_(0.5)
-        self._x -= e
+        e = self._x - theirs
+        self._x.sub_(e, alpha=0.5)
         self.mixes += 1
         self._written(Kind.EXCHANGED, peer.rank, writes)
         await simulation.transfer(self.rank, peer.rank, self._nbytes, "average")

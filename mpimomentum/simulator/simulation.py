@@ -26,27 +26,29 @@ class Process:
 
     Notes
     -----
-    An error is handed to `failed`, not raised. `busy` is told when the coroutine begins to wait for
-    nothing but a message that may never come (False), and when it goes on (True).
+    An error is handed to the simulation, not raised. A service counts as in flight but while it
+    waits for a message that may never come.
     """
 
-    __slots__ = ("_busy", "_cancelled", "_coroutine", "_failed", "_handle", "_is_busy", "_soon",
-                 "waits_for")  # fmt: skip
+    __slots__ = ("_cancelled", "_coroutine", "_handle", "_is_busy", "_service", "_simulation",
+                 "_soon", "_what", "waits_for")  # fmt: skip
 
     def __init__(
         self,
+        simulation: Simulation,
         events: Events,
         coroutine: Coroutine[Any, Any, Any],
-        failed: Callable[[BaseException], None],
-        busy: Callable[[bool], None] | None,
+        what: str,
+        service: bool,
     ) -> None:
         self.waits_for = ""
-        self._busy = busy
         self._is_busy = False
         self._handle: Handle[Any] | None = None
+        self._simulation = simulation
         self._soon = events.soon
         self._coroutine = coroutine
-        self._failed = failed
+        self._what = what
+        self._service = service
         self._cancelled = False
         events.at_once(self._go_on)
 
@@ -59,14 +61,17 @@ class Process:
             self._handle.resolve(None)  # it must not swallow the message that others wait for
 
     def _set_busy(self, value: bool) -> None:
-        if self._busy is not None and value != self._is_busy:
+        if value != self._is_busy and self._service:
             self._is_busy = value
-            self._busy(value)
+            if value:
+                self._simulation.departed()
+            else:
+                self._simulation.arrived()
 
     def _go_on(self) -> None:
         if self._cancelled:
             return
-        if self._busy is not None:
+        if self._service:
             self._set_busy(True)
         try:
             self._handle = handle = self._coroutine.send(None)
@@ -75,10 +80,10 @@ class Process:
             self._set_busy(False)
             return
         except BaseException as error:  # raised again by Simulation.run
-            self._failed(error)
+            self._simulation.failed(error, self._what)
             return
         self.waits_for = handle.what
-        if self._busy is not None:
+        if self._service:
             self._set_busy(not handle.may_never_come)
         handle.on_done(self._go_on_soon)
 
@@ -167,19 +172,13 @@ class Simulation:
 
         The run does not end before a `service` waits for nothing but its next message.
         """
+        return Process(self, self._events, coroutine, what, service)
 
-        def failed(error: BaseException) -> None:
-            if what:
-                error.add_note(f"on the virtual clock: {what}, at {self.now_s:g} s")
-            self._failure = self._failure or error
-
-        def busy(value: bool) -> None:
-            if value:
-                self.departed()
-            else:
-                self.arrived()
-
-        return Process(self._events, coroutine, failed, busy if service else None)
+    def failed(self, error: BaseException, what: str) -> None:
+        """End the run with what `what` has raised."""
+        if what:
+            error.add_note(f"on the virtual clock: {what}, at {self.now_s:g} s")
+        self._failure = self._failure or error
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `time_s`, after what is already due then."""
