@@ -14,6 +14,7 @@ import torch
 
 from mpimomentum.base_worker import torch_seed
 from mpimomentum.chronicle import Chronicle
+from mpimomentum.codecs import wire
 from mpimomentum.non_finite import Policy
 from mpimomentum.runtime import chronicles, records, stop_signal, survival, telemetry
 from mpimomentum.runtime import run as runs
@@ -244,8 +245,11 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
 
 
 def _nothing(index: int, workers: int) -> Constant:
-    """Return what stands for a model where nothing is learnt: of a piece for each worker."""
-    return Constant(max(1024, 64 * workers))
+    """Return what stands for a model where nothing is learnt: of a piece for each worker.
+
+    A chunk of a wire format suffices, and all models together then fit in a cache.
+    """
+    return Constant(max(wire.CHUNK, 16 * workers))
 
 
 def _epoch_s(run: runs.Run, job: Job) -> float | None:
