@@ -15,6 +15,11 @@ pinned
     ``average``, which goes from host memory to host memory and has no goal. Against copies from
     and to pinned memory, 4 bytes a float32. Goal: 0.8 of them.
 
+direct
+    ``average`` as with ipc, of ranks that believe to be on a node each, so that MPI gets and puts
+    device memory: where it takes that, else "not run" with what the probe found. No goal: between
+    nodes it is the network's speed that counts.
+
 Times are of the wall, of many operations one after the other, each awaited but for reads and
 copies; the best of five rounds. That of an average ends when it is published: its end at the peer
 is in the time of the next one, which has to wait for it. Where all ranks average, the bytes of all
@@ -25,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +40,7 @@ from typing import Any
 import torch
 
 from mpimomentum import topology
+from mpimomentum.runtime import cuda_trial
 from mpimomentum.transport import MPIWorker
 from mpimomentum.transport.progress import NextPoll
 
@@ -66,7 +73,16 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("not run: there is no GPU, or no driver for it")
     rows: list[Row] = []
-    for placement in GOALS:
+    not_run: dict[str, str] = {}
+    rank, ranks, device = 0, 0, ""
+    for placement in (*GOALS, "direct"):
+        if placement == "direct":
+            os.environ["MPIMOMENTUM_FAKE_NODES"] = str(ranks)
+            if why := cuda_trial.outcomes(os.environ, ("rma",))[0]["rma"]:
+                not_run[placement] = f"rma: {why}"
+                if rank == 0:
+                    print(f"\ndirect: not run: {not_run[placement]}", flush=True)
+                continue
         with MPIWorker(
             lambda n: topology.build("complete", n),
             device=lambda env: torch.device("cuda", env.local_rank % torch.cuda.device_count()),
@@ -77,7 +93,12 @@ def main() -> None:
                 rows += measure(w, placement, int(n))
             rank, ranks, device = w.rank, w.size, torch.cuda.get_device_name()
     if rank == 0 and args.out:
-        result = {"device": device, "ranks": ranks, "rows": [asdict(row) for row in rows]}
+        result = {
+            "device": device,
+            "ranks": ranks,
+            "rows": [asdict(row) for row in rows],
+            "not_run": not_run,
+        }
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -112,11 +133,12 @@ class Bench:
         self.window = w.window("bench", self.x)
         self.host = w.lane.staging(n, torch.float32)
         await w.start()
-        if placement == "ipc":
+        if placement != "pinned":
             copy = 8 * n / await self.best(self.copy(self.y, self.x))
-            phases = [("average, one pair", 28, self.pair, copy, True)]
+            has_goal = placement in GOALS
+            phases = [("average, one pair", 28, self.pair, copy, has_goal)]
             if w.size > 2:
-                phases.append(("average, all ranks", 28, self.all_ranks, copy, True))
+                phases.append(("average, all ranks", 28, self.all_ranks, copy, has_goal))
         else:
             down = 4 * n / await self.best(self.copy(self.y, self.host))
             up = 4 * n / await self.best(self.copy(self.host, self.y))
@@ -126,10 +148,10 @@ class Bench:
                 ("average, one pair", 28, self.pair, down, False),
             ]
         found = []
-        for name, nbytes, phase, copied, has_goal in phases:
+        for name, nbytes, phase, copied, to_reach in phases:
             seconds = await self.best(phase)
             rate = nbytes * n / seconds
-            goal = GOALS[placement] if has_goal else None
+            goal = GOALS[placement] if to_reach else None
             found.append(Row(placement, name, n, seconds, rate, copied, rate / copied, goal))
         await w.quiesce()
         await w.release()

@@ -20,7 +20,7 @@ from mpimomentum.runtime.objectives.quadratic import Quadratic
 from mpimomentum.runtime.run import simulate
 from mpimomentum.worker import Sums, Window
 
-Placement = Literal["host", "pinned", "ipc"]
+Placement = Literal["host", "pinned", "ipc", "direct"]
 
 RANKS = 4
 """On how many it is counted: sums are cut into a shard a rank."""
@@ -30,6 +30,9 @@ MODEL = 2
 
 WINDOW = 2
 """Vectors of a window: what others read, and the inbox for what they hand in."""
+
+BUFFERS = 2
+"""Vectors that a direct window holds from the first average with another node on."""
 
 DIM = 4096 * RANKS
 _SHORT = {"local_steps": 2, "inner_steps": 2}  # as long as a step may be, it holds no more
@@ -60,26 +63,32 @@ class Footprint:
         Vectors that other ranks read and add to, with their inboxes.
     sums : float
         Its shard of sums.
+    buffers : float
+        Of windows that average, where those are direct: what another node's x is got into, and
+        the difference.
     """
 
     state: float
     windows: float
     sums: float
+    buffers: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it, with the model."""
+        """All of it, with the model, but for buffers."""
         return MODEL + self.state + self.windows + self.sums
 
     def device(self, placement: Placement) -> float:
         """Return how many vectors of these a GPU holds."""
         if placement == "host":
             return 0.0
-        return MODEL + self.state + (self.windows if placement == "ipc" else 0.0)
+        windows = {"ipc": self.windows, "direct": self.windows + self.buffers}
+        return MODEL + self.state + windows.get(placement, 0.0)
 
     def host(self, placement: Placement) -> float:
         """Return how many vectors of these the host's memory holds."""
-        return self.total - self.device(placement)
+        buffers = self.buffers if placement == "direct" else 0.0
+        return self.total + buffers - self.device(placement)
 
 
 def described(names: Sequence[str], parameters: float) -> dict[str, Any]:
@@ -104,19 +113,22 @@ def lines(table: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{table['parameters']:.4g} float32 parameters: a vector is {vector}.\n"
         "What a rank holds from step to step, in vectors, and in GB by where windows are: in host\n"
-        "memory (no GPU), in pinned host memory, on the GPU (ipc). "
-        f"On a ring of {table['ranks']}, the rank\nthat holds most.\n"
+        "memory (no GPU), in pinned host memory, on the GPU (ipc, or direct with its buffers). "
+        f"On a\nring of {table['ranks']}, the rank that holds most.\n"
     )
     rows = table["algorithms"]
     width = max(map(len, rows))
-    titles = ("model", "state", "window", "sums", "host", *("GPU", "host") * 2)
-    yield f"{'':{width}}{'vectors':>28}{'host':>7}{'pinned':>14}{'ipc':>14}"
-    yield f"{'':{width}}" + "".join(f"{title:>7}" for title in titles)
+    kinds = "".join(f"{title:>7}" for title in ("model", "state", "window", "sums"))
+    sides = "".join(f"{title:>6}" for title in ("host", *("GPU", "host") * 2, "GPU"))
+    yield f"{'':{width}}{'vectors':>28}{'host':>6}{'pinned':>12}{'ipc':>12}{'direct':>6}"
+    yield f"{'':{width}}{kinds}{sides}"
     for flags, row in rows.items():
-        held, at = row["vectors"].values(), row["bytes"]
+        held = [v for kind, v in row["vectors"].items() if kind != "buffers"]
+        at = row["bytes"]
         places = (at["host"]["host"], *(at[p][s] for p in ("pinned", "ipc") for s in at[p]))
-        numbers = (*held, *(n / 1e9 for n in places))
-        yield f"{flags:{width}}" + "".join(f" {n:6.4g}" for n in numbers)
+        sizes = (n / 1e9 for n in (*places, at["direct"]["device"]))  # its host is that of ipc
+        vectors = "".join(f" {n:6.4g}" for n in held)
+        yield f"{flags:{width}}" + vectors + "".join(f" {n:5.3g}" for n in sizes)
     yield (
         "\nBesides: activations and the batch; while a step goes on, a copy of what is sent, and "
         "what has\narrived and is not used yet."
@@ -162,6 +174,7 @@ def held(state: Any) -> Footprint:
     return Footprint(
         state=sum(storages.values()) / unit,
         windows=sum(WINDOW * p.dim for p in parts if isinstance(p, Window)) / DIM,
+        buffers=sum(BUFFERS * p.dim for p in parts if isinstance(p, Window) and _averages(p)) / DIM,
         sums=sum(p.own().numel() for p in parts if isinstance(p, Sums)) / DIM,
     )
 
@@ -180,6 +193,10 @@ def graph(algorithm: Any, size: int) -> topology.Topology:
 def tiny(rank: int, size: int) -> Quadratic:
     """Return an objective of ``DIM`` float32."""
     return Quadratic(b=torch.zeros(DIM), dtype=torch.float32)
+
+
+def _averages(window: Window) -> bool:
+    return bool(getattr(window, "attempts", 0))
 
 
 def _parts(value: Any) -> Iterator[Any]:

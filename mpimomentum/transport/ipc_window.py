@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import ClassVar
 
 import torch
 
 from mpimomentum.codecs import mix
 from mpimomentum.non_finite import Guard
+from mpimomentum.transport.device_memory import DeviceMemory
 from mpimomentum.transport.device_window import DeviceWindow, PassesSegment
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.lane import Lane
+from mpimomentum.transport.memory import Memory
 from mpimomentum.transport.progress import Engine, NextPoll
 from mpimomentum.transport.segment import MIXES, VERSION, WRITES, Layout
 from mpimomentum.transport.window import Told
@@ -35,11 +38,19 @@ class IpcSegment(PassesSegment):
     env : Environment
     x0 : Vector, shape (dim,)
     lane : Lane
+
+    Raises
+    ------
+    ValueError
+        On all ranks, if there are several nodes.
+    MemoryError
+        On all ranks, if a device has no room, or is not reached from another.
     """
 
     def __init__(self, env: Environment, x0: Vector, lane: Lane) -> None:
         self._lane = lane
-        self._vectors = lane.opened(env, 2 * _span(x0.numel(), x0.dtype))
+        self._nbytes = 2 * inbox_at(x0.numel(), x0.dtype)
+        self._vectors = self._opened(env)
         super().__init__(env, x0)
 
     async def read_whole(
@@ -65,6 +76,18 @@ class IpcSegment(PassesSegment):
         super().close()
         self._vectors.close()
 
+    def acquire(self) -> None:
+        """Have what is begun now read what others wrote before the word that was seen."""
+        self.memory.fence()
+
+    def _opened(self, env: Environment) -> Memory | DeviceMemory:
+        if env.nodes > 1:
+            raise ValueError(
+                "staging=ipc: device memory can be opened within a node only, and there are "
+                f"{env.nodes}; use staging=pinned"
+            )
+        return self._lane.opened(env, self._nbytes)
+
     def _lay_out(self, dim: int) -> Layout:
         layout = Layout(dim, self.dtype)
         layout.chunks = [slice(0, dim)]
@@ -72,11 +95,15 @@ class IpcSegment(PassesSegment):
         return layout
 
     def _view(self, rank: int) -> tuple[Vector, Vector]:
-        dim = self.dims[rank]
+        dim, number = self.dims[rank], self._number(rank)
         return (
-            self._vectors.direct(rank, 0, dim, self.dtype),
-            self._vectors.direct(rank, _span(dim, self.dtype), dim, self.dtype),
+            self._vectors.direct(number, 0, dim, self.dtype),
+            self._vectors.direct(number, inbox_at(dim, self.dtype), dim, self.dtype),
         )
+
+    def _number(self, rank: int) -> int:
+        """Return the number of a rank among those that have opened each other's memory."""
+        return rank
 
 
 class IpcWindow(DeviceWindow):
@@ -100,6 +127,9 @@ class IpcWindow(DeviceWindow):
         On all ranks, if a device has no room, or is not reached from another.
     """
 
+    where: ClassVar[type[IpcSegment]] = IpcSegment
+    _segment: IpcSegment
+
     def __init__(
         self,
         env: Environment,
@@ -109,12 +139,8 @@ class IpcWindow(DeviceWindow):
         x0: Vector,
         guard: Guard | None = None,
     ) -> None:
-        if env.nodes > 1:
-            raise ValueError(
-                f"window {name!r}: device memory can be opened within a node only, and there are "
-                f"{env.nodes}; use staging=pinned"
-            )
-        super().__init__(env, engine, lane, name, x0, guard, partial(IpcSegment, lane=lane))
+        make = partial(self.where, lane=lane)
+        super().__init__(env, engine, lane, name, x0, guard, make)
         self._wait()
         env.comm.Barrier()  # now others may read it
 
@@ -136,7 +162,7 @@ class IpcWindow(DeviceWindow):
         if self._taken == word or state not in (Word.FULL_AVERAGE, Word.FULL_ADD):
             return False
         self._taken = word
-        self._memory.fence()  # acquire: what the claimant's event came before
+        self._segment.acquire()  # what the claimant's event came before
         x, inbox = self._segment.x, self._segment.inbox
         if state == Word.FULL_AVERAGE:
             self._pass(MIXES, lambda: x.add_(inbox, alpha=0.5), lambda: self._free_own(word))
@@ -150,8 +176,10 @@ class IpcWindow(DeviceWindow):
 
     async def _average(self, peer: int, claim: int) -> bool:
         theirs, inbox = self._views(peer)
-        self._memory.fence()  # acquire x_j as it was when its owner was claimed
+        self._segment.acquire()  # x_j as it was when its owner was claimed
+        await self._fetch(peer, theirs)
         if await self._exchange(theirs, inbox):
+            await self._deliver(peer, inbox)
             return self._publish_average(peer, claim)
         try:
             self._take_back(inbox)
@@ -161,6 +189,12 @@ class IpcWindow(DeviceWindow):
             self._memory.compare_and_swap(peer, claim, Word.FREE)
             self._free_own(claim)
         return False
+
+    async def _fetch(self, peer: int, theirs: Vector) -> None:
+        """Nothing: x_j is read where it is."""
+
+    async def _deliver(self, peer: int, inbox: Vector) -> None:
+        """Nothing: the difference is in the peer's inbox."""
 
     async def _exchange(self, theirs: Vector, inbox: Vector) -> bool:
         """inbox_j = x_i - x_j, x_i -= inbox_j/2; False if that is not finite somewhere.
@@ -251,5 +285,6 @@ def _largest(v: Vector) -> torch.Tensor:
     return torch.linalg.vector_norm(v, torch.inf) if v.numel() else v.new_zeros(())
 
 
-def _span(dim: int, dtype: torch.dtype) -> int:
+def inbox_at(dim: int, dtype: torch.dtype) -> int:
+    """Return where the inbox begins, in bytes: after x, and as well aligned."""
     return -(-dim * dtype.itemsize // _ALIGNED) * _ALIGNED

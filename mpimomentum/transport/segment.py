@@ -7,7 +7,7 @@ sequences by their owner, an inbox by whoever holds its word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -69,8 +69,7 @@ class Segment:
         self.memory = make(env, self._layouts[x0.numel()].end)
         self.counters = self.memory.words(self.rank, _HEADER, _COUNTERS)
         self._sequences = self.memory.words(self.rank, _SEQUENCES, len(self._chunks))
-        ranks = range(env.size) if self.memory.shared else (env.rank,)
-        self._views = {r: self._view(r) for r in ranks}
+        self._views = {r: self._view(r) for r in self._addressable(env)}
         self.x, self.inbox = self._views[self.rank]
         self.x.copy_(x0)
         self.memory.fence()
@@ -122,7 +121,7 @@ class Segment:
         owner is `gone` is copied as it is.
         """
         if self.peer(rank) is None:
-            return await self._read_whole_remote(rank, out)
+            return await self.read_whole_by_get(rank, out)
         layout = self._layout(rank)
         counters, sequences = self._state(rank)
         x, _ = self._views[rank]
@@ -144,14 +143,15 @@ class Segment:
                 return out.copy_(x), now
             await NextPoll(f"rank {rank} to finish writing")
 
-    async def _read_whole_remote(self, rank: int, out: Vector) -> tuple[Vector, list[int]]:
+    async def read_whole_by_get(self, rank: int, out: Vector) -> tuple[Vector, list[int]]:
+        """Do that across nodes: all of it again if its owner wrote meanwhile."""
         layout = self._layout(rank)
         skip = (_SEQUENCES - _HEADER) // 8
         before = torch.empty(skip + len(layout.chunks), dtype=torch.int64)
         after = torch.empty_like(before)
         while True:
             await self.memory.get(rank, _HEADER, before)
-            await self.memory.get(rank, layout.x, out)
+            await self.fetch_x(rank, out)
             await self.memory.get(rank, _HEADER, after)
             if torch.equal(before, after) and bool((after[skip:] == 2 * after[WRITES]).all()):
                 return out, after[:_COUNTERS].tolist()
@@ -201,6 +201,9 @@ class Segment:
         self._views.clear()
         del self.x, self.inbox, self.counters, self._sequences
         self.memory.close()
+
+    def _addressable(self, env: Environment) -> Iterable[int]:
+        return range(env.size) if self.memory.shared else (env.rank,)
 
     def _lay_out(self, dim: int) -> Layout:
         return Layout(dim, self.dtype)

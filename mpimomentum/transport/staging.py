@@ -2,7 +2,8 @@
 
 Four ways. ``host``: vectors are there already. ``pinned``: they are copied to host memory that
 copies can use while others work, and go on from there. ``ipc``: ranks of one node open each other's
-device windows. ``direct``: MPI gets device pointers. The last two need what not every machine has,
+device windows. ``direct``: MPI gets device pointers; for windows, between nodes, within which it is
+as ``ipc``. The last two need what not every machine has,
 and an MPI that is not made for device pointers dies of one: so they are tried before, in processes
 of their own, once a node (:mod:`mpimomentum.transport.cuda_probe`).
 
@@ -23,9 +24,9 @@ from mpimomentum.transport.environment import Environment
 Asked = Literal["auto", "pinned", "ipc", "direct"]
 """What a user may ask for."""
 
-IPC = "ipc"
+IPC, RMA = "ipc", "rma"
 MESSAGES, COLLECTIVES, SUMS = DIRECT = ("messages", "collectives", "sums")
-"""What may go to MPI from a device."""
+"""What may go to MPI from a device, besides windows, which need RMA between nodes."""
 
 Probe = Callable[[Sequence[str]], Mapping[str, str]]
 """Tries things: name → "" if it works, else why not. It takes seconds, and starts processes."""
@@ -40,7 +41,7 @@ class Staging:
     Attributes
     ----------
     asked : str
-    windows : {"host", "pinned", "ipc"}
+    windows : {"host", "pinned", "ipc", "direct"}
         Where windows are.
     messages, collectives, sums : {"host", "pinned", "direct"}
         Between neighbours and through mailboxes; allgather, alltoall, broadcast; allreduce.
@@ -72,9 +73,14 @@ def to_try(asked: str, nodes: int, size: int) -> tuple[str, ...]:
     """Return what the choice for a device depends on."""
     if asked == "ipc" or (asked == "auto" and nodes == 1 and size > 1):
         return (IPC,)
-    if asked == "direct" or (asked == "auto" and nodes > 1):
-        return DIRECT
-    return ()
+    if nodes > 1 and asked in ("direct", "auto"):
+        return (*DIRECT, *_for_windows(nodes, size))
+    return DIRECT if asked == "direct" else ()
+
+
+def _for_windows(nodes: int, size: int) -> tuple[str, ...]:
+    """Return what direct windows need: ranks of one node open each other's memory."""
+    return (RMA, IPC) if size > nodes else (RMA,)
 
 
 def choose(asked: str, apart: bool, nodes: int, size: int, found: Mapping[str, str]) -> Staging:
@@ -116,13 +122,13 @@ def choose(asked: str, apart: bool, nodes: int, size: int, found: Mapping[str, s
         _check_ipc(nodes, found)
         return dataclasses.replace(pinned, windows="ipc")
     if asked == "direct":
-        ways = {kind: "pinned" if found[kind] else "direct" for kind in DIRECT}
+        ways, failures = _direct(nodes, size, found)
         if "direct" not in ways.values():
             raise ValueError(
-                f"staging=direct: this MPI takes no device pointers: {_told(found)}; use a "
+                f"staging=direct: this MPI takes no device pointers: {failures}; use a "
                 "CUDA-aware MPI (docs/gpu.md), or leave staging out"
             )
-        reason = "asked for" + (f", as far as it goes: {_told(found)}" if _told(found) else "")
+        reason = "asked for" + (f", as far as it goes: {failures}" if failures else "")
         return dataclasses.replace(pinned, reason=reason, **ways)
     return _automatic(pinned, nodes, size, found)
 
@@ -138,12 +144,22 @@ def _automatic(pinned: Staging, nodes: int, size: int, found: Mapping[str, str])
         return dataclasses.replace(
             pinned, reason=f"ranks cannot open each other's device memory: {found[IPC]}"
         )
-    ways = {kind: "pinned" if found[kind] else "direct" for kind in DIRECT}
-    told = _told(found)
-    reason = (
-        f"MPI takes no device pointers for all: {told}" if told else "MPI takes device pointers"
-    )
+    ways, failures = _direct(nodes, size, found)
+    reason = f"not all can be direct: {failures}" if failures else "MPI takes device pointers"
     return dataclasses.replace(pinned, reason=f"{nodes} nodes; {reason}", **ways)
+
+
+def _direct(nodes: int, size: int, found: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Return what is direct, each kind where it works, and why the others are not."""
+    needs: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in DIRECT}
+    if nodes > 1:
+        needs["windows"] = _for_windows(nodes, size)
+    ways = {
+        name: "pinned" if any(found[kind] for kind in kinds) else "direct"
+        for name, kinds in needs.items()
+    }
+    tried = {kind: None for kinds in needs.values() for kind in kinds}
+    return ways, "; ".join(f"{kind}: {found[kind]}" for kind in tried if found[kind])
 
 
 def _check_ipc(nodes: int, found: Mapping[str, str]) -> None:
@@ -157,10 +173,6 @@ def _check_ipc(nodes: int, found: Mapping[str, str]) -> None:
             f"staging=ipc: ranks cannot open each other's device memory: {found[IPC]}; leave "
             "staging out"
         )
-
-
-def _told(found: Mapping[str, str]) -> str:
-    return "; ".join(f"{kind}: {why}" for kind, why in found.items() if why)
 
 
 # -- among the ranks -------------------------------------------------------------------------------

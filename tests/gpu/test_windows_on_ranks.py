@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from mpimomentum.runtime import cuda_trial
 from tests.conftest import RANK
 from tests.mpi import test_placements
 
@@ -29,9 +32,19 @@ SHARED = (
 globals().update({name: getattr(test_placements, name) for name in SHARED})
 
 
-@pytest.fixture(params=["pinned", "ipc"])
-def make(request, make_worker):
+@pytest.fixture(scope="module")
+def works():
+    """Return by kind why MPI or the driver does not take device memory, "" if it does."""
+    return cuda_trial.outcomes(os.environ)[0]
+
+
+@pytest.fixture(params=["pinned", "ipc", "direct"])
+def make(request, make_worker, works, monkeypatch):
     """Return what makes a worker on this rank's GPU whose windows are in this placement."""
+    if request.param == "direct":
+        if why := works["rma"]:  # alike on all ranks of this machine
+            pytest.skip(f"no window was given to MPI: rma: {why}")
+        monkeypatch.setenv("MPIMOMENTUM_FAKE_NODES", "2")
     device = torch.device("cuda", RANK % torch.cuda.device_count())
     return lambda: make_worker(
         "complete",

@@ -11,6 +11,7 @@ import torch
 from mpimomentum.codecs import mix
 from mpimomentum.non_finite import Guard, NonFinite
 from mpimomentum.transport import worker
+from mpimomentum.transport.direct_window import DirectWindow
 from mpimomentum.transport.ipc_window import IpcWindow
 from mpimomentum.transport.lane import PASSED
 from mpimomentum.transport.pinned_window import PinnedWindow
@@ -32,15 +33,20 @@ def driver(request):
     return request.param
 
 
-@pytest.fixture(params=["pinned", "pinned, a node each", "ipc"])
+@pytest.fixture(
+    params=["pinned", "pinned, a node each", "ipc", "direct, two nodes", "direct, a node each"]
+)
 def make(request, make_worker, monkeypatch):
     """Return what makes a worker whose windows are in this placement."""
     monkeypatch.setattr("mpimomentum.transport.outward.PIECE_BYTES", 1 << 15)
-    staging, _, apart = request.param.partition(", ")
-    if apart:
+    staging, _, nodes = request.param.partition(", ")
+    if nodes:
         from mpi4py import MPI  # which starts: not where tests are only collected
 
-        monkeypatch.setenv("MPIMOMENTUM_FAKE_NODES", str(MPI.COMM_WORLD.size))
+        size = MPI.COMM_WORLD.size
+        if size == 1 and staging == "direct":
+            pytest.skip("nobody is on another node")
+        monkeypatch.setenv("MPIMOMENTUM_FAKE_NODES", str(size if "each" in nodes else 2))
 
     def worker_of(lane=PretendLane, **options):
         return make_worker(
@@ -309,6 +315,15 @@ class FreedBeforeTheEvent(IpcWindow):
         super()._pass(counter, work, change=change)
 
 
+class PutBeforeTheEvent(DirectWindow):
+    """What goes to another node is what the buffer held before the kernel wrote it."""
+
+    async def _exchange(self, theirs, inbox):
+        x = self._segment.x
+        self._pass(MIXES, lambda: mix.exchange(x, theirs, inbox))
+        return True
+
+
 async def drift(w, averages=25, lane=None):
     """Race; return by how much the sum of all x has changed. `lane` is for the window alone."""
     x0 = torch.randn(DIM, generator=torch.Generator().manual_seed(w.rank))
@@ -340,6 +355,13 @@ def test_a_word_changed_before_its_event_is_noticed(make, broken, monkeypatch):
     w = make()
     monkeypatch.setattr(worker, "OF_DEVICE", {"ipc": broken})
     # that a payload is late, or overtaken, is a matter of luck: in one of some runs
+    assert any(not w.run(drift(w, lane=PretendLane(RANK + s, 3 + 9 * s))) < 1e-4 for s in range(8))
+
+
+@pytest.mark.parametrize("make", ["direct, a node each"], indirect=True)
+def test_a_difference_put_before_its_event_is_noticed(make, monkeypatch):
+    w = make()
+    monkeypatch.setattr(worker, "OF_DEVICE", {"direct": PutBeforeTheEvent})
     assert any(not w.run(drift(w, lane=PretendLane(RANK + s, 3 + 9 * s))) < 1e-4 for s in range(8))
 
 
@@ -393,6 +415,27 @@ def test_an_add_that_is_not_finite_does_not_leave(make):
             await adding
         await w.quiesce()
         await w.release()
+
+    w.run(body())
+
+
+class WithoutRoom(PretendLane):
+    """A lane whose device has no room on rank 1's node."""
+
+    def opened(self, env, nbytes):
+        """Refuse on all ranks of the node, as device memory does."""
+        if 1 in env.comm.allgather(RANK):
+            raise MemoryError("rank 0: 1.0 MB of cuda:0 for a window: out of memory")
+        return super().opened(env, nbytes)
+
+
+@pytest.mark.parametrize("make", ["direct, two nodes", "direct, a node each"], indirect=True)
+def test_a_node_without_room_on_its_devices_is_refused_on_all(make):
+    w = make(WithoutRoom)
+
+    async def body():
+        with pytest.raises(MemoryError, match=r"^on node \d, its ranks .* of cuda:0 for a window"):
+            w.window("x", torch.zeros(DIM))
 
     w.run(body())
 

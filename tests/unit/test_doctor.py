@@ -656,8 +656,9 @@ def test_a_probe_that_dies_says_what_it_died_of(monkeypatch, program, status, sa
         ("each()", "4", "auto", OK, "windows ipc, messages pinned"),
         ("each(ipc=die)", "4", "auto", OK, f"each other's device memory: {SEGV}"),
         ("each(ipc=die)", "4", "ipc", FAIL, f"staging=ipc: ranks cannot open .*: {SEGV}"),
-        ("each()", "8", "auto", OK, "messages direct, collectives direct, sums direct"),
-        ("each(sums=die)", "8", "auto", OK, f"sums pinned.*sums: {SEGV}"),
+        ("each()", "8", "auto", OK, "direct: 2 nodes; MPI takes device pointers"),
+        ("each(sums=die)", "8", "auto", OK, f"windows direct.*sums pinned.*sums: {SEGV}"),
+        ("each(rma=die)", "8", "auto", OK, f"windows pinned, messages direct.*rma: {SEGV}"),
         ("each()", "8", "pinned", OK, "pinned: asked for"),
     ],
 )

@@ -47,10 +47,16 @@ def test_known_counts(found: dict[str, Footprint], flags: str) -> None:
 def test_what_is_held_is_somewhere_once(found: dict[str, Footprint]) -> None:
     for f in found.values():
         for placement in get_args(Placement):
-            assert f.device(placement) + f.host(placement) == f.total
+            buffers = f.buffers if placement == "direct" else 0
+            assert f.device(placement) + f.host(placement) == f.total + buffers
         assert f.device("host") == 0
         assert f.device("pinned") == MODEL + f.state
-        assert f.host("ipc") == f.sums  # which MPI adds up
+        assert f.host("ipc") == f.host("direct") == f.sums  # which MPI adds up
+
+
+def test_only_windows_that_average_have_buffers(found: dict[str, Footprint]) -> None:
+    for flags, f in found.items():
+        assert f.buffers == (2 if flags in ("ad-psgd", "ad-psgd --mu auto") else 0)
 
 
 def test_views_are_counted_as_what_they_keep_alive_and_once() -> None:
@@ -78,8 +84,8 @@ def test_the_table_scales_with_the_model_and_json_says_the_same(
     said = capsys.readouterr().out
     assert "2.5e+07 float32 parameters: a vector is 0.1 GB." in said
     (row,) = [line.split() for line in said.splitlines() if line.startswith("ad-psgd   ")]
-    #                        model, state, windows, sums; host; pinned: GPU, host; ipc: GPU, host
-    assert row == ["ad-psgd", "2", "2", "2", "0", "0.6", "0.4", "0.2", "0.6", "0"]
+    #               model, state, windows, sums; host; pinned: GPU, host; ipc: GPU, host; direct
+    assert row == ["ad-psgd", "2", "2", "2", "0", "0.6", "0.4", "0.2", "0.6", "0", "0.8"]
     cli.app(["list", "--memory", "25e6", "ad-psgd", "--json"], exit_on_error=False)
     table = json.loads(capsys.readouterr().out)["algorithms"]
     assert table["ad-psgd"]["bytes"]["pinned"] == {"device": 400_000_000, "host": 200_000_000}

@@ -10,6 +10,7 @@ from mpimomentum.transport.staging import (
     DIRECT,
     HOST,
     IPC,
+    RMA,
     Staging,
     choose,
     to_try,
@@ -54,13 +55,27 @@ def test_auto_on_one_node_depends_on_ipc_alone(works, expected) -> None:
 
 
 def test_auto_between_nodes_gives_mpi_only_what_it_takes() -> None:
-    assert to_try("auto", 2, 4) == DIRECT
+    assert to_try("auto", 2, 4) == (*DIRECT, RMA, IPC)
     for found in outcomes(2, "auto"):
-        chosen = choose("auto", True, 2, 4, found)
-        assert chosen.windows == "pinned"
-        for kind, why in found.items():
-            assert getattr(chosen, kind) == ("pinned" if why else "direct")
-            assert (f"{kind}: {NO}" in chosen.reason) == bool(why)
+        check_direct(choose("auto", True, 2, 4, found), found)
+
+
+def check_direct(chosen: Staging, found: dict[str, str]) -> None:
+    """Check that all goes directly that can, and that it is said what cannot."""
+    windows = "pinned" if any(found.get(kind, NO) for kind in (RMA, IPC)) else "direct"
+    assert chosen.windows == windows
+    for kind in DIRECT:
+        assert getattr(chosen, kind) == ("pinned" if found[kind] else "direct")
+    for kind, why in found.items():
+        assert (f"{kind}: {NO}" in chosen.reason) == bool(why)
+
+
+@pytest.mark.parametrize("asked", ["auto", "direct"])
+def test_one_rank_a_node_opens_nobodys_memory(asked) -> None:
+    assert to_try(asked, 4, 4) == (*DIRECT, RMA)
+    for found in outcomes(4, asked):
+        if asked == "auto" or not all(found.values()):
+            check_direct(choose(asked, True, 4, 4, found | {IPC: ""}), found | {IPC: ""})
 
 
 def test_one_rank_alone_needs_nothing() -> None:
@@ -81,15 +96,17 @@ def test_ipc_is_had_or_refused() -> None:
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_direct_is_had_for_what_passed_or_refused(nodes) -> None:
     for found in outcomes(nodes, "direct"):
-        if all(found.values()):
-            with pytest.raises(ValueError, match=f"staging=direct: .*sums: {NO}; use a CUDA-aware"):
+        if refused(found):
+            with pytest.raises(ValueError, match=f"staging=direct: .*sums: {NO}.*use a CUDA-aware"):
                 choose("direct", True, nodes, 4, found)
-            continue
-        chosen = choose("direct", True, nodes, 4, found)
-        assert chosen.windows == "pinned"
-        for kind, why in found.items():
-            assert getattr(chosen, kind) == ("pinned" if why else "direct")
-            assert (f"{kind}: {NO}" in chosen.reason) == bool(why)
+        else:
+            check_direct(choose("direct", True, nodes, 4, found), found)
+
+
+def refused(found: dict[str, str]) -> bool:
+    """Whether nothing can be direct: of windows, both that they need."""
+    windows = [found.get(kind, NO) for kind in (RMA, IPC)]
+    return all(found[kind] for kind in DIRECT) and any(windows)
 
 
 def test_nothing_else_can_be_asked_for() -> None:
@@ -101,7 +118,7 @@ def test_nothing_else_can_be_asked_for() -> None:
 def test_every_choice_says_why_in_the_summary() -> None:
     for asked, nodes in itertools.product(("auto", "pinned", "direct"), (1, 2)):
         for found in outcomes(nodes, asked):
-            if asked == "direct" and all(found.values()):
+            if asked == "direct" and refused(found):
                 continue
             told = choose(asked, True, nodes, 4, found).summary()
             assert told["asked"] == asked
