@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Path = tuple[tuple[int, float], ...]
 """Links with how much of each a message takes for a byte per second of its own."""
@@ -35,7 +35,7 @@ def max_min(paths: Sequence[tuple[Path, int]], capacity: Sequence[float]) -> lis
     list of float
         Bytes per second of one message of each kind.
     """
-    if len(paths) == 1:  # as often as not
+    if len(paths) == 1 and paths[0][0]:  # as often as not
         path, count = paths[0]
         level = min(capacity[link] / (share * count) for link, share in path) * _AT_ONCE
         return [level / _AT_ONCE]
@@ -50,16 +50,24 @@ def max_min(paths: Sequence[tuple[Path, int]], capacity: Sequence[float]) -> lis
                 kinds[link].append(kind)
             else:
                 left[link], asked[link], kinds[link] = capacity[link], share * count, [kind]
+    going_on = len(paths)
     while left:
         level = min(left[link] / asked[link] for link in left) * _AT_ONCE
+        rate = level / _AT_ONCE
+        stay: list[int] = []
         for link in [link for link in left if left[link] <= level * asked[link]]:
             for kind in kinds[link]:
                 if rates[kind] == math.inf:
-                    rates[kind] = level / _AT_ONCE
-                    path, count = paths[kind]
-                    for other, share in path:
-                        left[other] -= rates[kind] * share * count
-                        asked[other] -= share * count
+                    rates[kind] = rate
+                    stay.append(kind)
+        going_on -= len(stay)
+        if not going_on:
+            break
+        for kind in stay:
+            path, count = paths[kind]
+            for other, share in path:
+                left[other] -= rate * share * count
+                asked[other] -= share * count
         for link in list(left):
             if all(rates[kind] < math.inf for kind in kinds[link]):
                 del left[link]
@@ -102,7 +110,8 @@ class FairLinks:
         self._kinds: dict[Path, _Kind] = {}
         self._on: collections.defaultdict[int, dict[int, _Kind]] = collections.defaultdict(dict)
         self._changed: dict[int, None] = {}  # links that messages came to or left; a set in order
-        self._ends: list[tuple[float, int, _Kind]] = []  # a heap; entries that came to nothing too
+        # a heap of what ends first in its group; entries that came to nothing too
+        self._ends: list[tuple[float, int, _Kind]] = []
         self._count = 0
         self._carried: collections.defaultdict[int, float] = collections.defaultdict(float)
         self._present_s: collections.defaultdict[int, float] = collections.defaultdict(float)
@@ -124,18 +133,22 @@ class FairLinks:
 
     def share(self, now_s: float) -> None:
         """Give every message its rate, from now on, after some have begun or ended."""
-        kinds = self._reached(self._changed)
+        groups = self._reached(self._changed)
         self._changed = {}
-        if not kinds:
+        if not groups:
             return
+        found = {number: kind for group in groups for number, kind in group.items()}
+        kinds = [found[number] for number in sorted(found)]
         rates = max_min([(kind.path, len(kind.ends)) for kind in kinds], self._capacity)
         for kind, rate in zip(kinds, rates, strict=True):
             self._settle(kind, now_s)
             kind.rate = rate
-            end_at = now_s + max(kind.ends[0][0] - kind.served, 0.0) / rate
-            if end_at != kind.end_at:
-                kind.end_at = end_at
-                heapq.heappush(self._ends, (end_at, kind.number, kind))
+            kind.end_at = now_s + max(kind.ends[0][0] - kind.served, 0.0) / rate
+        for group in groups:  # what ends first changes when the others do
+            first_s = min([kind.end_at for kind in group.values()])
+            for number, kind in group.items():
+                if kind.end_at == first_s:
+                    heapq.heappush(self._ends, (first_s, number, kind))
 
     def next_s(self) -> float:
         """Return when the next message ends; infinity if there is none."""
@@ -173,20 +186,26 @@ class FairLinks:
         links = range(len(self._capacity))
         return [self._carried[k] for k in links], [self._present_s[k] for k in links]
 
-    def _reached(self, links: Mapping[int, None]) -> list[_Kind]:
-        """Return what shares links with these, directly or through others."""
-        found: dict[int, _Kind] = {}
-        seen = dict(links)
-        waiting = list(links)
-        while waiting:
-            for number, kind in self._on[waiting.pop()].items():
-                if number not in found:
-                    found[number] = kind
-                    for link, _ in kind.path:
-                        if link not in seen:
-                            seen[link] = None
-                            waiting.append(link)
-        return [found[number] for number in sorted(found)]
+    def _reached(self, links: Iterable[int]) -> list[dict[int, _Kind]]:
+        """Return what shares links with these, directly or through others, in groups that do."""
+        groups: list[dict[int, _Kind]] = []
+        seen: set[int] = set()
+        for first in links:
+            if first in seen or not self._on[first]:
+                continue
+            seen.add(first)
+            group: dict[int, _Kind] = {}
+            waiting = [first]
+            while waiting:
+                for number, kind in self._on[waiting.pop()].items():
+                    if number not in group:
+                        group[number] = kind
+                        for link, _ in kind.path:
+                            if link not in seen:
+                                seen.add(link)
+                                waiting.append(link)
+            groups.append(group)
+        return groups
 
     def _settle(self, kind: _Kind, now_s: float) -> None:
         passed_s = now_s - kind.since_s
