@@ -40,10 +40,17 @@ class Kind(enum.IntEnum):
     RECEIVED = 6  # the next message of mailbox `object` was from `who`
     COUNTED = 7  # counter `object` said `value`
     ENDED = 8  # after `value` steps
+    BEGAN = 9  # first of a file, whose format is `value`
 
 
 class Chronicle:
-    """The rows of one rank, in memory.
+    """The rows of one rank, in memory or passed on as they come.
+
+    Parameters
+    ----------
+    write : callable, optional
+        Gets rows as bytes whenever none of the coroutines runs, so that together they are always
+        the whole of what has happened; :meth:`table` has none then.
 
     Attributes
     ----------
@@ -51,20 +58,23 @@ class Chronicle:
         Which of the algorithm's coroutines runs now: STEP, SERVE, or none of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[bytes], object] | None = None) -> None:
         self.task: int | None = None
+        self._write = write
         self._rows = array("q")
         self._turn, self._count = STEP, 0
 
     def note(self, kind: Kind, thing: int, at: int = 0, who: int = 0, value: int = 0) -> None:
         """Append a row."""
         self._rows.extend((kind, thing, at, who, value))
+        if self.task is None:
+            self.pauses()
 
     def passed(self) -> None:
         """Note that the coroutine that runs now has gone on behind an ``await``."""
         assert self.task is not None
         if self.task != self._turn:
-            self._end_turn()
+            self._rows.extend(self._end_turn())
             self._turn = self.task
         self._count += 1
 
@@ -73,19 +83,29 @@ class Chronicle:
         self.passed()
         yield from ()
 
+    def pauses(self) -> None:
+        """Note that none of the coroutines runs."""
+        self.task = None
+        if self._write is not None:
+            self._rows.extend(self._end_turn())
+            if self._rows:
+                self._write(self._rows.tobytes())
+                del self._rows[:]
+
     def ended(self, steps: int) -> None:
         """Note that the run has come to its end."""
-        self._end_turn()
+        self._rows.extend(self._end_turn())
         self.note(Kind.ENDED, 0, value=steps)
 
     def table(self) -> NDArray[np.int64]:
-        """Return a copy of all rows, shape (rows, 5)."""
+        """Return a copy of all rows, shape (rows, 5); of a run that has failed, too."""
+        self._rows.extend(self._end_turn())
         return np.array(self._rows, dtype=np.int64).reshape(-1, COLUMNS)
 
-    def _end_turn(self) -> None:
-        if self._count:
-            self.note(Kind.TURN, self._turn, value=self._count)
-        self._count = 0
+    def _end_turn(self) -> tuple[int, ...]:
+        """Return the row that ends a turn; nothing if none has begun."""
+        count, self._count = self._count, 0
+        return (Kind.TURN, self._turn, 0, 0, count) if count else ()
 
 
 class WindowChronicle:

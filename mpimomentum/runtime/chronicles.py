@@ -1,9 +1,17 @@
-"""The chronicles of a recorded run on disk: a file a rank, numpy's own format, no pickle."""
+"""The chronicles of a recorded run on disk: a file a rank, rows of five integers, appended to.
+
+A rank writes its rows whenever its coroutines wait, in the thread that makes them: they outlive it
+if another rank ends the job, or if it is killed. A row that is not whole ends the file, and so does
+a disk that is full: the run goes on, and is recorded up to there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,36 +20,106 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mpimomentum.chronicle import Chronicle
+from mpimomentum.chronicle import COLUMNS, Chronicle, Kind
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.runtime.recordable import check_recordable
-from mpimomentum.runtime.telemetry import SUMMARY, replacing, write
+from mpimomentum.runtime.telemetry import SUMMARY, write
 from mpimomentum.simulator.recorded import Recorded
 
 DIRECTORY, ABOUT = "chronicle", "about.json"
 
+_FIRST = np.array([[Kind.BEGAN, 0, 0, 0, 1]], dtype="<i8")
+
+_log = logging.getLogger(__name__)
+
 
 def path_of(directory: Path, rank: int) -> Path:
     """Return where the chronicle of `rank` is in a run's directory."""
-    return directory / DIRECTORY / f"rank-{rank:04d}.npy"
+    return directory / DIRECTORY / f"rank-{rank:04d}.rows"
 
 
-def begun(record: bool, device: torch.device) -> Chronicle | None:
-    """Return a rank's chronicle, if the run is to be recorded.
+class ChronicleFile:
+    """A rank's chronicle, written as it is made. A context manager.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the run.
+    rank : int
 
     Raises
     ------
-    BadInput
-        If its vectors are not in host memory.
+    OSError
+        If it cannot be begun.
+
+    Attributes
+    ----------
+    chronicle : Chronicle
+    """
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self._path = path_of(directory, rank)
+        self._path.parent.mkdir(exist_ok=True)
+        self._file = self._path.open("wb", buffering=0)
+        self._file.write(_FIRST.tobytes())
+        self._over = False
+        self.chronicle = Chronicle(self._append)
+
+    def _append(self, rows: bytes) -> None:
+        if self._over:
+            return
+        try:
+            if self._file.write(rows) != len(rows):
+                self._ends("the disk is full")
+        except OSError as error:
+            self._ends(error)
+
+    def _ends(self, why: object) -> None:
+        self._over = True
+        _log.warning("%s: %s; the run goes on, but is recorded no further", self._path, why)
+
+    def __enter__(self) -> Chronicle:
+        return self.chronicle
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.closing(self._file):
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                if not self._over:
+                    self._ends(error)
+            self._over = True  # what comes after a failure is not the run's
+
+
+def begun(
+    record: bool, directory: Path, rank: int, ranks: int
+) -> contextlib.AbstractContextManager[Chronicle | None]:
+    """Begin the chronicle of a rank, if the run is to be recorded.
+
+    Raises
+    ------
+    OSError
     """
     if not record:
-        return None
-    check_recordable(device, "abort")
-    return Chronicle()
+        return contextlib.nullcontext()
+    if rank == 0:
+        save_about(directory, ranks)
+    return ChronicleFile(directory, rank)
+
+
+@contextlib.contextmanager
+def saving(directory: Path, made: Sequence[Chronicle]) -> Iterator[None]:
+    """Write the chronicles of a simulation when it is over, or has failed."""
+    try:
+        yield
+    finally:
+        if made:
+            save_about(directory, len(made))
+        for rank, chronicle in enumerate(made):
+            save(directory, rank, chronicle)
 
 
 def save(directory: Path, rank: int, chronicle: Chronicle) -> None:
-    """Write a rank's chronicle, in whole or not at all.
+    """Write a chronicle that is in memory.
 
     Raises
     ------
@@ -49,19 +127,23 @@ def save(directory: Path, rank: int, chronicle: Chronicle) -> None:
     """
     path = path_of(directory, rank)
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as file:
-        np.save(file, chronicle.table(), allow_pickle=False)
+    with path.open("wb") as file:
+        file.write(_FIRST.tobytes() + chronicle.table().tobytes())
 
 
 def table(directory: Path, rank: int) -> NDArray[np.int64]:
-    """Read it.
+    """Read a chronicle, as far as it is whole.
 
     Raises
     ------
-    OSError, ValueError, EOFError
+    OSError, ValueError
     """
-    rows: NDArray[np.int64] = np.load(path_of(directory, rank), allow_pickle=False)
-    return rows
+    data = path_of(directory, rank).read_bytes()
+    whole = len(data) // _FIRST.nbytes * _FIRST.nbytes
+    rows = np.frombuffer(data[:whole], dtype="<i8").reshape(-1, COLUMNS)
+    if not np.array_equal(rows[:1], _FIRST):
+        raise ValueError("it is not a chronicle of this version's")
+    return rows[1:].astype(np.int64)
 
 
 def save_about(directory: Path, ranks: int) -> None:
@@ -83,29 +165,28 @@ class Found:
         Of torch's on each rank.
     torch : str
         Its version.
+    whole : bool
+        Whether the run came to its end.
     """
 
     recorded: list[Recorded]
     threads: int
     torch: str
+    whole: bool
 
 
 def load(directory: Path) -> Found:
-    """Read what :func:`save` and :func:`save_about` have written.
+    """Read the chronicles of a run, of one that failed too.
 
     Raises
     ------
     BadInput
-        If there is nothing, or not all; with the remedy.
+        If there is nothing, or a rank's is missing; with the remedy.
     """
     if not (directory / DIRECTORY / ABOUT).exists():
         raise BadInput(
             f"replay={directory}: no recorded run, there is no {DIRECTORY}/{ABOUT}; record one: "
             "mpirun -n 4 mpimomentum train --record --out DIR"
-        )
-    if not (directory / SUMMARY).exists():
-        raise BadInput(
-            f"replay={directory}: the run has not come to its end, there is no {SUMMARY}"
         )
     path = directory / DIRECTORY / ABOUT
     try:
@@ -114,6 +195,7 @@ def load(directory: Path) -> Found:
         for rank in range(int(about["ranks"])):
             path = path_of(directory, rank)
             recorded.append(Recorded.of(table(directory, rank)))
-        return Found(recorded, int(about["threads"]), str(about["torch"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        whole = (directory / SUMMARY).exists() and all(one.ended for one in recorded)
+        return Found(recorded, int(about["threads"]), str(about["torch"]), whole)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"replay={directory}: {path} cannot be read: {error}") from error

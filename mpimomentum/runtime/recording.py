@@ -71,7 +71,8 @@ class Labelled(Generic[T]):
     ----------
     coroutine : coroutine
     teller : Chronicle or replaying worker
-        Its `task` is set while the coroutine runs; its ``begins()`` comes before all else.
+        Its `task` is set while the coroutine runs, its ``pauses()`` called when it does not any
+        more; its ``begins()`` comes before all else.
     task : int
         STEP or SERVE.
     """
@@ -92,10 +93,10 @@ class Labelled(Generic[T]):
                     value: T = stop.value
                     return value
                 finally:
-                    teller.task = None
+                    teller.pauses()
                 yield handle
         finally:
-            teller.task = None
+            teller.pauses()
             self._coroutine.close()
 
 

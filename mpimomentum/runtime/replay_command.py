@@ -12,9 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mpimomentum.runtime import chronicles, telemetry
+from mpimomentum.runtime import chronicles, records, telemetry
 from mpimomentum.runtime.config import SimulateConfig, TrainConfig
 from mpimomentum.runtime.dataset import read as read_data
+from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.export import MODEL
 from mpimomentum.runtime.fields import fields_of, tree
@@ -47,8 +48,10 @@ def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> No
     _refuse_others(config)
     found = chronicles.load(directory)
     job = _job(directory, len(found.recorded))
-    if last is not None and last >= (steps := max(one.steps for one in found.recorded)):
+    steps = max(one.steps for one in found.recorded)
+    if last is not None and found.whole and last >= steps:
         raise BadInput(f"until={last}: the run's last step is {steps - 1}; give a lower one")
+    ends: list[str] = []
     comparing = Comparing(_rows(directory, job.size), config.replaying.steps, say, last)
     log_every = job.config.output.log_every
 
@@ -69,23 +72,36 @@ def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> No
                 until=None if last is None else last + 1,
                 take_record=comparing.take,
                 tell=comparing.tell,
+                ends=ends,
             )
     except Diverged as error:
         raise RunFailed(f"{error}; {_other_version(found)}") from error
-    verdict = comparing.result()
+    verdict = comparing.result(found.whole)
     if verdict.first:
         raise RunFailed(f"{verdict}; {_other_version(found)}")
-    part = "" if last is None else f" up to step {last}"
+    part = "" if last is None or ends else f" up to step {last}"
     say(f"{directory}: {job.algorithm.name} on {job.size} ranks, {run.updates.sum()} steps{part}")
-    if last is not None:
+    if not found.whole:
+        say(f"the run did not come to its end{_why(directory)}")
+        for end in ends:
+            say(end)
+    if last is not None or ends:
         _say_models(run, say)
     say(str(verdict))
-    if last is not None:
+    if last is not None or not found.whole:
         return
     apart = _model_apart(directory, job, run)
     if not apart <= ROUNDING:  # nor if it is not a number
         raise RunFailed(f"the model differs from {MODEL} by {apart:.1e}; {_other_version(found)}")
     say(f"the mean of all models is {MODEL} within {apart:.1e}")
+
+
+def _why(directory: Path) -> str:
+    """Return what the run said when it failed."""
+    try:
+        return ": " + " ".join((directory / FAILURE).read_text("utf-8").split())
+    except OSError:
+        return ""
 
 
 def _say_models(run: Run, say: Callable[[str], object]) -> None:
@@ -142,10 +158,13 @@ def _job(directory: Path, ranks: int) -> Job:
 
 def _rows(directory: Path, ranks: int) -> Rows:
     rows: Rows = [[] for _ in range(ranks)]
-    path = directory / telemetry.METRICS
+    merged = path = directory / telemetry.METRICS
+    parts = [] if merged.exists() else sorted((directory / records.DIRECTORY).glob("*.jsonl"))
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
+        for path in parts or [merged]:  # of a run that failed they are not merged
+            for line in path.read_bytes().splitlines(keepends=True):
+                if parts and not line.endswith(b"\n"):
+                    continue
                 row = json.loads(line)
                 if "consensus" not in row:  # an estimate made beside the run, by the clock
                     rows[row["rank"]].append(row)

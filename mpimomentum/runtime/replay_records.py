@@ -106,12 +106,14 @@ class Comparing:
             heapq.heappush(self._lines, (before["time_s"], rank, number, line))
             self._show(min(self._now_s))
 
-    def result(self) -> Comparison:
+    def result(self, whole: bool = True) -> Comparison:
         """Show what is left, and return what was found so far.
 
-        The number of records is compared too, up to the last step that counts.
+        The number of records is compared too, up to the last step that counts, if the run is whole.
         """
         self._show(math.inf)
+        if not whole:
+            return Comparison(self._records, self._largest, self._first)
         for rank, (before, taken) in enumerate(zip(self._before, self._taken, strict=True)):
             count = sum(row["step"] <= self._last for row in before)
             if taken != count and not self._first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -41,8 +42,11 @@ def replay(
     until: int | None = None,
     take_record: TakeRecord | None = None,
     tell: Callable[[Any, str], None] | None = None,
+    ends: list[str] | None = None,
 ) -> Run:
     """Repeat a run: the same gradients of the same models, in the recorded order of everything.
+
+    One that failed is repeated as far as its chronicles go.
 
     Parameters
     ----------
@@ -59,6 +63,8 @@ def replay(
         Called with every record, rank by rank in order; the Run then has none.
     tell : callable, optional
         Called with the worker and, in words, what others had part in, when it happens.
+    ends : list of str, optional
+        Gets, of a run that failed, where each rank ends, in words.
 
     Returns
     -------
@@ -82,7 +88,7 @@ def replay(
     updates = [0] * size
     goals = None
     if until is not None:
-        goals = [min(until, one.steps) if r in workers else 0 for r, one in enumerate(recorded)]
+        goals = [min(until, _steps(one)) if r in workers else 0 for r, one in enumerate(recorded)]
     ranks = Replay(graph, seed, recorded, goals)
 
     def seen(w: Any, state: Any) -> None:
@@ -101,7 +107,7 @@ def replay(
         f = OwnStream(part_of(algorithm, objective, workers, w.rank), torch_seed(seed, w.rank))
         objectives[w.rank] = f
         w.bind(f, float(algorithm.lr), decay.own_decay(algorithm))
-        stop = Stop(steps=recorded[w.rank].steps)
+        stop = Stop(steps=_steps(recorded[w.rank]))
         w.take_record = take_record
         if tell is not None:
             w.tell = partial(tell, w)
@@ -109,6 +115,8 @@ def replay(
         await train(w, labelled, f.initial(), stop, seen, schedule)
 
     ranks.run(rank)
+    if ends is not None:
+        ends.extend(ranks.ends)
     x = torch.stack([model() for model in models])
     mean = x.mean(dim=0)
     made = [(statistics_of(f), steps) for f, steps in zip(objectives, updates, strict=True)]
@@ -139,6 +147,10 @@ class _Noting(LabelledAlgorithm):
         state = self._algorithm.init(w, x0)
         self._models[w.rank] = partial(model_of, state)
         return state
+
+
+def _steps(recorded: Recorded) -> int:
+    return recorded.steps if recorded.ended else sys.maxsize
 
 
 def _same(x: Vector) -> Vector:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mpimomentum.runtime import telemetry
 from mpimomentum.runtime.checkpoint_config import NEVER
 from mpimomentum.runtime.checkpoint_files import DIRECTORY
+from mpimomentum.runtime.chronicles import DIRECTORY as CHRONICLES
 from mpimomentum.runtime.config import TrainConfig
 from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput
@@ -73,7 +74,8 @@ def take_back(path: Path, config: TrainConfig) -> None:
         return
     for name in (telemetry.CONFIG, telemetry.BEGINNING):
         (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / RECORDS, ignore_errors=True)
+    for folder in (RECORDS, CHRONICLES):
+        shutil.rmtree(path / folder, ignore_errors=True)
     for trace in path.glob(TRACES):
         trace.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds something else

@@ -34,6 +34,7 @@ from mpimomentum.runtime.monitor import Monitor, Show
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.probe import ConsensusProbe
 from mpimomentum.runtime.progress_bar import show
+from mpimomentum.runtime.recordable import check_recordable
 from mpimomentum.runtime.records import RecordFile, RecordStream, merge_ranks, path_of
 from mpimomentum.runtime.resuming import choose, make_ready, take_back, take_records
 from mpimomentum.runtime.tensorboard import TensorBoard
@@ -42,6 +43,8 @@ from mpimomentum.runtime.trace import Trace
 
 if TYPE_CHECKING:
     from mpimomentum.transport import MPIWorker
+
+Kept = contextlib.AbstractContextManager[Chronicle | None]
 
 LINKS = 8  # of the simulated network that a summary has, those with the most to do
 
@@ -75,11 +78,12 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         survival.check(plan[1], plan[0])
     dataset = read_shared(config.task, worker)
     job = agreed(worker, lambda: Job.prepare(config, *plan, dataset, worker.device))
-    chronicle = agreed(worker, lambda: chronicles.begun(config.output.record, worker.device))
+    if config.output.record:
+        agreed(worker, lambda: check_recordable(worker.device, config.non_finite))
     worker.topology = job.topology
     worker.seed = config.seed
     path, checkpoints = _begun(job, worker)
-    stream, trace = _outputs(path, job, worker)
+    stream, trace, kept = _outputs(path, job, worker)
     checkpoints.parts["records"] = stream
     steps = worker.rank in roles(job.algorithm, worker.size)[0]
     monitor = Monitor(
@@ -105,7 +109,7 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
         )
 
     torch.manual_seed(torch_seed(config.seed, worker.rank))
-    with trace or contextlib.nullcontext(), monitor, once(path):
+    with trace or contextlib.nullcontext(), monitor, once(path), kept as chronicle:
         run = runs.run(
             job.algorithm,
             objective,
@@ -127,10 +131,6 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             f"stopped: {checkpoints.stopped}. The run is {saved} and goes on "
             f"when it is started again with --out {path} --resume auto"
         )
-    if chronicle is not None:
-        chronicles.save(path, worker.rank, chronicle)
-        if worker.rank == 0:
-            chronicles.save_about(path, worker.size)
     mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
     answers = told(worker, json.dumps(mine))
     on_disk = {rank: json.loads(text) for rank, text in enumerate(answers) if text}
@@ -205,8 +205,8 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     file = RecordFile(out / records.DIRECTORY / "all.jsonl")
     ranks = range(job.size) if config.output.trace else ()
     traces = [Trace(traced.path_of(out, rank), rank) for rank in ranks]
-    kept = [Chronicle() for _ in range(job.size)] if config.output.record else None
-    with monitor, once(out), contextlib.closing(file):
+    kept = [Chronicle() for _ in range(job.size)] if config.output.record else []
+    with monitor, once(out), contextlib.closing(file), chronicles.saving(out, kept):
         run = runs.simulate(
             job.algorithm,
             objective,
@@ -221,12 +221,8 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
             take_record=file.put,
             traces=traces or None,
             non_finite=policy,
-            record=kept,
+            record=kept or None,
         )
-    if kept is not None:
-        for rank, chronicle in enumerate(kept):
-            chronicles.save(out, rank, chronicle)
-        chronicles.save_about(out, job.size)
     file.path.rename(out / telemetry.METRICS)  # in order of time already
     file.path.parent.rmdir()
     wall_s = time.monotonic() - began_s
@@ -295,19 +291,20 @@ def _begun(job: Job, worker: MPIWorker) -> tuple[Path, Checkpoints]:
     return path, checkpoints
 
 
-def _outputs(path: Path, job: Job, worker: MPIWorker) -> tuple[RecordStream, Trace | None]:
-    """Return this rank's records and timeline, open; a run that cannot have them leaves nothing."""
+def _outputs(path: Path, job: Job, worker: MPIWorker) -> tuple[RecordStream, Trace | None, Kept]:
+    """Return this rank's records, timeline and chronicle, open; without them nothing is left."""
     rank, config = worker.rank, job.config
 
-    def opened() -> tuple[RecordStream, Trace | None]:
+    def opened() -> tuple[RecordStream, Trace | None, Kept]:
         if rank == 0:
             telemetry.write_beginning(path, job.beginning())
         stream = RecordStream(path_of(path, rank))
+        kept = chronicles.begun(config.output.record, path, rank, worker.size)
         if not config.output.trace:
-            return stream, None
+            return stream, None, kept
         if rank == 0:
             traced.number_others(path, worker.size)
-        return stream, Trace(traced.path_of(path, rank), rank)
+        return stream, Trace(traced.path_of(path, rank), rank), kept
 
     try:
         return agreed(worker, opened)

@@ -45,7 +45,7 @@ class Recorded:
     Attributes
     ----------
     steps : int
-        That the rank made.
+        That the rank made; -1 if its run did not come to its end.
     turns : deque of [int, int]
         Coroutine, and how often in a row it went on.
     came : dict of int to deque of Came
@@ -71,7 +71,7 @@ class Recorded:
         Raises
         ------
         ValueError
-            If it is not a chronicle, or not one of a run that came to its end.
+            If it is not a chronicle.
         """
         if table.ndim != 2 or table.shape[1] != COLUMNS or table.dtype != np.int64:
             raise ValueError(f"not a chronicle: {table.shape} of {table.dtype}")
@@ -92,9 +92,12 @@ class Recorded:
                 self.steps = value
             else:
                 self.came[thing].append(Came(kind, at, who, value))
-        if self.steps < 0:
-            raise ValueError("the chronicle has no end: the run did not come to its end")
         return self
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end; else the chronicle is one up to where it failed."""
+        return self.steps >= 0
 
     def left(self) -> str:
         """Return, in words, what nobody has asked for; nothing of a chronicle that is used up.

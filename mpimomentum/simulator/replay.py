@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from mpimomentum.simulator.recorded import Recorded
-from mpimomentum.simulator.replay_worker import ReplayWorker
+from mpimomentum.simulator.replay_worker import NO_MORE, ReplayWorker
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Vector
 
@@ -91,6 +91,11 @@ class Replay:
         One a rank; used up.
     goals : sequence of int, optional
         Steps of each rank after which the replay ends; some make more, as far as others need that.
+
+    Attributes
+    ----------
+    ends : list of str
+        Of a run that failed, where each rank ends, in words; nothing if it does not come so far.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Replay:
     ) -> None:
         exchange = Exchange(recorded)
         self._goals = goals
+        self.ends: list[str] = []
         self._threads = [_Rank(rank) for rank in range(topology.size)]
         self.workers = [
             ReplayWorker(exchange, rank, topology, seed, recorded[rank], self._threads[rank].block)
@@ -113,6 +119,8 @@ class Replay:
     def run(self, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:
         """Run one coroutine per rank to the end, or until all have come to their goals.
 
+        Of a run that failed, as far as what was recorded goes.
+
         Raises
         ------
         Diverged
@@ -120,21 +128,34 @@ class Replay:
         BaseException
             Whatever a rank raised.
         """
+        ranks = list(zip(self.workers, self._threads, strict=True))
         try:
-            for thread, worker in zip(self._threads, self.workers, strict=True):
+            for worker, thread in ranks:
                 thread.start(partial(_drive, worker, rank), worker.move)
             while not self._there():
-                if not any([thread.carry_on() for thread in self._threads]) and not self._further():
-                    waiting = [
-                        f"rank {t.rank} waits for {t.what}" for t in self._threads if not t.over
-                    ]
-                    raise Diverged(
-                        "the replay takes another course than the recorded run: "
-                        + "; ".join(waiting[:8])
-                    )
+                if any([self._carry_on(w, t) for w, t in ranks]) or self._further():
+                    continue
+                if not all(w.recorded.ended for w in self.workers):
+                    self.ends = [_end(w, t) for w, t in ranks]
+                    return
+                waiting = [f"rank {t.rank} waits for {t.what}" for t in self._threads if not t.over]
+                raise Diverged(
+                    "the replay takes another course than the recorded run: "
+                    + "; ".join(waiting[:8])
+                )
         finally:
             for thread in self._threads:
                 thread.stop()
+
+    def _carry_on(self, worker: ReplayWorker, thread: _Rank) -> bool:
+        try:
+            return thread.carry_on()
+        except Exception as error:
+            recorded = worker.recorded
+            if isinstance(error, Diverged) or recorded.ended or recorded.turns:
+                raise
+            worker.raised = error  # here the run has failed, too
+            return True
 
     def _there(self) -> bool:
         if self._goals is None:
@@ -150,6 +171,17 @@ class Replay:
         for w in held:
             w.limit += 1
         return bool(held)
+
+
+def _end(worker: ReplayWorker, thread: _Rank) -> str:
+    where = f"rank {worker.rank} ends in step {worker.step}"
+    if worker.raised is not None:
+        return f"{where}: {type(worker.raised).__name__}: {worker.raised}"
+    if thread.over:
+        return f"{where}, the last one"
+    if thread.what == NO_MORE:
+        return f"{where}, as far as it was recorded"
+    return f"{where}, waiting for {thread.what}"
 
 
 def _drive(worker: ReplayWorker, rank: Callable[[ReplayWorker], Coroutine[Any, Any, None]]) -> None:

@@ -6,7 +6,8 @@ import collections
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mpimomentum.base_worker import BaseWorker
 from mpimomentum.chronicle import SERVE, STEP
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mpimomentum.simulator.replay import Exchange
 
 T = TypeVar("T")
+
+NO_MORE = "what it did then, which was not recorded"
 
 Block = Callable[[Callable[[], bool], str], None]
 """Waits, in a rank's thread, until a condition holds; with words for what is waited for."""
@@ -64,6 +67,7 @@ class ReplayWorker(BaseWorker):
         Steps that may be made; :meth:`hold` waits for more.
     held : bool
         Whether it does.
+    raised : Exception or None
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class ReplayWorker(BaseWorker):
         self.traffic = Traffic()
         self.tell: Callable[[str], None] = _ignore
         self.limit, self.held = sys.maxsize, False
+        self.raised: Exception | None = None
         self._windows: list[ReplayWindow] = []
         self._mailboxes = self._counters = 0
         self._calls: collections.Counter[str | int] = collections.Counter()
@@ -99,6 +104,8 @@ class ReplayWorker(BaseWorker):
         turns = self.recorded.turns
         goes_on = self._resume(STEP)
         while goes_on:
+            if not turns:
+                self._no_more()
             task = turns[0][0] if turns else STEP
             if turns and not (task == STEP and isinstance(self._at[STEP], Rest)):
                 turns[0][1] -= 1
@@ -132,6 +139,14 @@ class ReplayWorker(BaseWorker):
             f"{self.step}, {how}"
         )
 
+    def _no_more(self) -> None:
+        """Stay where a run ends that failed; others may still change windows."""
+        self.block(lambda: self.recorded.ended, NO_MORE)
+
+    def pauses(self) -> None:
+        """Note that none of the coroutines runs."""
+        self.task = None
+
     def begins(self) -> Generator[Handle[Any], None, None]:
         """Let a coroutine begin when it is its turn."""
         task, self.task = self.task, None
@@ -141,6 +156,7 @@ class ReplayWorker(BaseWorker):
     def next_of(self, queue: deque[T], what: str) -> T:
         """Return what comes next in a chronicle."""
         if not queue:
+            self._no_more()
             raise self._diverged(f"asks for {what}, and did not then")
         return queue.popleft()
 
@@ -185,19 +201,28 @@ class ReplayWorker(BaseWorker):
 
     def gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
         """Compute a gradient."""
-        g = self.objective.gradient(x, batch)
-        return Pass(lambda: g, "a gradient")
+        return Pass(self._computed(lambda: self.objective.gradient(x, batch)), "a gradient")
 
     def full_gradient(self, x: Vector) -> Handle[Vector]:
         """Compute a full gradient."""
         full: Callable[[Vector], Vector] = self.objective.full_gradient  # type: ignore[attr-defined]
-        g = full(x)
-        return Pass(lambda: g, "a full gradient")
+        return Pass(self._computed(lambda: full(x)), "a full gradient")
 
     def mean_gradient(self, x: Vector, batch: Batch) -> Handle[Vector]:
         """Compute a gradient, then sum in ascending order of rank and divide."""
-        g = self.objective.gradient(x, batch)
-        return self._meet("mean gradient", g, combining.means)
+        g = self._computed(lambda: self.objective.gradient(x, batch))
+        if self.raised is not None:
+            return Pass(g, "a gradient")
+        return self._meet("mean gradient", g(), combining.means)
+
+    def _computed(self, gradient: Callable[[], Vector]) -> Callable[[], Vector]:
+        """Return what hands a gradient over; one that fails does so where it is awaited."""
+        try:
+            g = gradient()
+        except Exception as error:
+            self.raised = error
+            return partial(_raise, error)
+        return lambda: g
 
     def allreduce(self, v: Vector) -> Handle[Vector]:
         """Sum in ascending order of rank."""
@@ -265,6 +290,10 @@ class ReplayWorker(BaseWorker):
         self._counters += 1
         counted = self.recorded.counted[self._counters - 1]
         return ReplayCounter(self, counted, at_home=self.rank == home)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _ignore(words: str) -> None:

@@ -49,3 +49,19 @@ def test_a_training_run_is_replayed_from_its_directory(tmp_path, flags):
     *_, records, model = lines
     assert records.endswith("to the last bit")
     assert float(model.split()[-1]) < 1e-6
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_a_training_run_that_failed_is_replayed_up_to_there(tmp_path, how):
+    out = tmp_path / "run"
+    job = str(Path(__file__).parents[1] / "jobs" / "failing_recorded.py")
+    flags = f"--record --out {out} --model mlp --steps 4000 --compute-s 0.003 --progress off"
+    done = launch(4, job, how, *flags.split(), tmp_path=tmp_path, timeout_s=120)
+    assert done.returncode != 0
+    lines: list[str] = []
+    replayed(SimulateConfig(replaying=Replaying(out)), lines.append)
+    assert "the run did not come to its end" in lines[1]
+    assert "rank 2 ends in step 11, as far as it was recorded" in lines
+    assert lines[-1].endswith("records come out again, to the last bit")
+    if how == "raise":  # else they were not written yet
+        assert int(lines[-1].split()[0]) >= 11

@@ -227,11 +227,83 @@ def test_sums_cannot_be_recorded():
         recorded(mm.AsyncServer(lr=0.02, mode="sums"))
 
 
+# -- of runs that failed ---------------------------------------------------------------------------
+
+
+class Odd(RuntimeError):
+    """What a gradient raises."""
+
+
+class Failing(mm.Quadratic):
+    """Raises instead of its eighth gradient."""
+
+    left = 7
+
+    def gradient(self, x: torch.Tensor, batch: Any) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Odd("no eighth")
+        return super().gradient(x, batch)
+
+
+def failing(rank: int, size: int) -> Any:
+    f = scattered(rank, size)
+    return Failing(b=f.b, noise=f.noise, dtype=f.b.dtype) if rank == 2 else f
+
+
+@pytest.mark.parametrize("name", ["ad-psgd lockfree", "ad-psgd paired", "async-server", "sgp"])
+def test_a_run_fails_again_where_it_failed(name):
+    kept = [Chronicle() for _ in range(SIZE)]
+    seen: dict[int, list[Any]] = {rank: [] for rank in range(SIZE)}
+
+    def look(w: Any, state: Any) -> None:
+        seen[w.rank].append(model_of(state))
+
+    with pytest.raises(Odd):
+        mm.simulate(
+            TABLE[name], failing, SIZE, 30, clock=CLOCK, topology=GRAPH, seed=SEED, record=kept
+        )
+    ends: list[str] = []
+    parts = [Recorded.of(c.table()) for c in kept]
+    run = replay(TABLE[name], failing, parts, GRAPH, SEED, observe=look, ends=ends)
+    assert ends[2] == "rank 2 ends in step 7: Odd: no eighth"
+    assert run.updates[2] == 7
+    assert all(len(models) == n for models, n in zip(seen.values(), run.updates, strict=True))
+    assert torch.isfinite(run.x).all()
+
+
+def passed_on(algorithm: Any) -> tuple[mm.Run, list[np.ndarray[Any, Any]]]:
+    """Return a run, and the rows that its chronicles have passed on."""
+    came: list[list[bytes]] = [[] for _ in range(SIZE)]
+    kept = [Chronicle(each.append) for each in came]
+    arguments: dict[str, Any] = {"clock": CLOCK, "topology": GRAPH, "seed": SEED}
+    run = mm.simulate(algorithm, scattered, SIZE, 30, record=kept, **arguments)
+    assert all(len(each) > 30 for each in came)
+    assert not any(len(chronicle.table()) for chronicle in kept)
+    return run, [np.frombuffer(b"".join(e), np.int64).reshape(-1, COLUMNS) for e in came]
+
+
+@pytest.mark.parametrize("algorithm", REPLAYED.values(), ids=REPLAYED)
+def test_what_there_is_of_chronicles_is_replayed_wherever_they_end(algorithm):
+    run, tables = passed_on(algorithm)
+    assert torch.equal(again(algorithm, tables).x, run.x)
+    draw = np.random.default_rng(0)
+    cut = [table[: draw.integers(len(table) // 2, len(table) - 2)] for table in tables]
+    ends: list[str] = []
+    part = replay(algorithm, scattered, [Recorded.of(t) for t in cut], GRAPH, SEED, ends=ends)
+    for rank, end in enumerate(ends):
+        assert f"rank {rank} ends in step {part.updates[rank]}, " in end
+    assert len(ends) == SIZE
+    for some, every in zip(rows(part), rows(run), strict=True):
+        assert some == every[: len(some)]
+    assert 20 < part.updates.sum() < run.updates.sum()
+
+
 @pytest.mark.parametrize(
     "table",
     [np.zeros((3, 4), np.int64), np.zeros(5, np.int64), np.zeros((1, COLUMNS)),
-     np.array([[99, 0, 0, 0, 0]]), np.array([[Kind.TURN, 0, 0, 0, 3]])],
-    ids=["columns", "shape", "floats", "kind", "no end"],
+     np.array([[99, 0, 0, 0, 0]])],
+    ids=["columns", "shape", "floats", "kind"],
 )  # fmt: skip
 def test_what_is_no_chronicle_is_refused(table):
     with pytest.raises(ValueError, match=r"chronicle|Kind"):
@@ -376,9 +448,8 @@ def _damage(name: str, directory: Path) -> None:
     ("spoil", "words"),
     [
         (partial(_remove, "chronicle/about.json"), "no recorded run"),
-        (partial(_remove, "summary.json"), "has not come to its end"),
-        (partial(_remove, "chronicle/rank-0003.npy"), "rank-0003.npy cannot be read"),
-        (partial(_damage, "chronicle/rank-0001.npy"), "rank-0001.npy cannot be read"),
+        (partial(_remove, "chronicle/rank-0003.rows"), "rank-0003.rows cannot be read"),
+        (partial(_damage, "chronicle/rank-0001.rows"), "rank-0001.rows cannot be read"),
         (partial(_damage, "chronicle/about.json"), "about.json cannot be read"),
         (partial(_remove, "config.toml"), "config.toml"),
         (partial(_remove, "metrics.jsonl"), "metrics.jsonl cannot be read"),
@@ -391,6 +462,43 @@ def test_a_directory_that_is_not_whole_is_refused(directory, spoil, words):
     spoil(directory)
     with pytest.raises(BadInput, match=words):
         replaying(directory)
+
+
+def test_a_run_that_diverged_is_replayed_up_to_there(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RunFailed, match="not finite"):
+        trainer.simulate(
+            SimulateConfig(
+                method=Method("ad-psgd", lr=1e15),
+                task=Task(model="mlp"),
+                length=Length(steps=200),
+                pace=Pace(jitter=0.5),
+                output=Output(out=out, progress="off", record=True, log_every=1),
+            )
+        )
+    about, failed, *ends, records = replaying(out)
+    steps = int(about.split()[-2])
+    assert 4 <= steps < 400
+    assert failed.startswith("the run did not come to its end: rank ")
+    rank, step = failed.split("rank ")[1][0], failed.split("at step ")[1].split(",")[0]
+    assert f"rank {rank} ends in step {step}, as far as it was recorded" in ends
+    assert int(records.split()[0]) >= steps
+    assert records.endswith("to the last bit")
+    # of a rank that was killed while it wrote
+    path = out / "chronicle" / "rank-0001.rows"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert replaying(out)[-1].endswith("to the last bit")
+
+
+def test_a_chronicle_that_the_disk_refuses_ends_there_and_the_run_goes_on(tmp_path, caplog):
+    chronicle_file = chronicles.ChronicleFile(tmp_path, 0)
+    with chronicle_file as chronicle:
+        chronicle.note(Kind.COUNTED, 0, value=5)
+        chronicle_file._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115, PTH123
+        chronicle.note(Kind.COUNTED, 0, value=6)
+        chronicle.note(Kind.COUNTED, 0, value=7)
+    assert chronicles.table(tmp_path, 0)[:, -1].tolist() == [5]
+    assert [text.count("recorded no further") for text in caplog.messages] == [1]
 
 
 def test_what_is_not_recorded_leaves_no_chronicle(tmp_path):
