@@ -37,6 +37,8 @@ class Events:
     ----------
     now_s : float
         Virtual seconds.
+    in_turn : deque
+        What is due now, but for what the kernel has.
     at_once, soon, last : callable
         ``soon(action)`` calls `action` at this instant, in turn; ``at_once(action)`` before all
         that is due now, ``last(action)`` after it.
@@ -47,17 +49,17 @@ class Events:
         self._kernel = simpy.Environment(0.0)
         self._later = 0  # actions that the kernel has
         self._at_once: deque[Do] = deque()
-        self._in_turn: deque[Do] = deque()
+        self.in_turn: deque[Do] = deque()
         self._last: deque[Do] = deque()
         self.at_once: Callable[[Do], None] = self._at_once.append
-        self.soon: Callable[[Do], None] = self._in_turn.append
+        self.soon: Callable[[Do], None] = self.in_turn.append
         self.last: Callable[[Do], None] = self._last.append
 
     def at(self, time_s: float, action: Do) -> None:
         """Call `action` at `time_s`, but for rounding; now, if that is over."""
         delay_s = time_s - self.now_s
         if delay_s <= 0:
-            self._in_turn.append(action)
+            self.in_turn.append(action)
             return
         self._later += 1
         self._kernel.schedule(_Action(self._kernel, action), delay=delay_s)
@@ -66,8 +68,8 @@ class Events:
         """Do what is next."""
         if self._at_once:
             self._at_once.popleft()()
-        elif (self._in_turn or self._last) and self._kernel.peek() > self.now_s:
-            (self._in_turn or self._last).popleft()()
+        elif (self.in_turn or self._last) and self._kernel.peek() > self.now_s:
+            (self.in_turn or self._last).popleft()()
         else:  # what the kernel has for this instant was asked for before all that is in turn
             self._later -= 1
             self.now_s = self._kernel.peek()
@@ -75,4 +77,4 @@ class Events:
 
     def __len__(self) -> int:
         """Return how many actions are still to come."""
-        return self._later + len(self._at_once) + len(self._in_turn) + len(self._last)
+        return self._later + len(self._at_once) + len(self.in_turn) + len(self._last)

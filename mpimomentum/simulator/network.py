@@ -109,26 +109,29 @@ class Network:
         bool
             False if that is now; `left` is then not called.
         """
+        pair = source, target
         path = self._path(source, target)
-        line = self._lines.get((source, target))
+        line = self._lines.get(pair)
         size = nbytes * self.scale * self._clock.cost(operation).nbytes
         if line is None and not (path and nbytes):
             return False
         if line is not None:
             line.append((size, left))
             return True
-        self._lines[source, target] = line = collections.deque()
-
-        def ended(left: Callable[[], None] = left) -> None:
-            if line:
-                next_size, following = line.popleft()
-                self.links.start(self.links.now_s, path, next_size, lambda: ended(following))
-            else:
-                del self._lines[source, target]
-            left()
-
-        self.links.start(now_s, path, size, ended)
+        self._lines[pair] = collections.deque()
+        self.links.start(now_s, path, size, lambda: self._ended(pair, left))
         return True
+
+    def _ended(self, pair: tuple[int, int], left: Callable[[], None]) -> None:
+        """Begin what is next from one rank to another, then tell who waited for the last."""
+        line = self._lines[pair]
+        if line:
+            size, following = line.popleft()
+            path = self._paths[pair]
+            self.links.start(self.links.now_s, path, size, lambda: self._ended(pair, following))
+        else:
+            del self._lines[pair]
+        left()
 
     def collect(self, now_s: float, pattern: str, nbytes: int, left: Callable[[], None]) -> bool:
         """Begin a collective in which each rank sends `nbytes`; as :meth:`send`.

@@ -150,8 +150,9 @@ class Simulation:
             Whatever a worker raised, with a note on where and when.
         """
         processes = [self.spawn(rank(w), f"virtual rank {w.rank}") for w in self.workers]
-        while self._failure is None and not self._is_over:
-            self._events.step()
+        events = self._events
+        while self._failure is None and (events.in_turn or not self._is_over):
+            events.step()
         if self._failure is not None:
             for process in processes:  # some may not even have begun
                 process.cancel()
