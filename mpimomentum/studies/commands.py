@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from mpimomentum.studies import measuring, on_ranks, output, overview, registry
 from mpimomentum.studies.study import Plan
 
 ALL = "all"
+FILE_WIDTH = 120  # columns of tables that are not written to a terminal
 
 
 def study(
@@ -92,7 +94,8 @@ def _carry_out(name: str, plan: Plan, directory: Path) -> bool:
     with rc_context(drawing.STYLE):
         conclusion = subject.conclude(results, plan)
     result = output.write(directory, name, subject, plan, results, conclusion)
-    output.show(name, conclusion, Console(highlight=False))
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    output.show(name, conclusion, Console(highlight=False, width=width))
     print(f"{directory / output.PNG}")
     passed: bool = result["passed"]
     return passed

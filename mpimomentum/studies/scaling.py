@@ -24,6 +24,7 @@ one is off by more than 15 %.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ PARAMETERS, SAMPLES, BATCH = 25_557_032, 1_281_167, 64  # ResNet-50, ImageNet, a
 COMPUTE_S, JITTER = 0.25, 0.1
 GPUS = 4
 VIRTUAL = "virtual"
+TITLE = 36  # characters in a line above a panel
 
 Gb = 1e9 / 8
 _LINK: Mapping[str, Any] = {"latency_s": 2e-5, "node_latency_s": 5e-6, "node_bandwidth_Bps": 1e10}
@@ -287,7 +289,7 @@ def _draw(results: Results, sizes: Sequence[int]) -> Figure:
                 capsize=2,
                 label=name,
             )
-        axes.set_title(about.words, fontsize=9)
+        axes.set_title(textwrap.fill(about.words, TITLE, break_on_hyphens=False), fontsize=9)
         _scales(axes, sizes)
     for axes in panels[len(NETS) :]:
         axes.set_axis_off()
