@@ -1,21 +1,11 @@
 #include <cuda_runtime.h>
 
 #include <stdexcept>
-#include <string>
 
+#include "cuda_check.h"
 #include "cuda_device.h"
 
 namespace mm::cuda {
-namespace {
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // the next library to ask would be told of it otherwise
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-}  // namespace
-
 int set_device(int device) {
   int before = 0;
   check(cudaGetDevice(&before), "cudaGetDevice");

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda_check.h"
 #include "kernels.h"
 
 namespace mm::cuda {
@@ -23,13 +24,6 @@ constexpr int kWarps = 8;  // of a thread block
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kBlocks =
     2;  // fit a multiprocessor at least: no kernel takes more than 128 registers
-
-// Throws what went wrong, and clears it: the next library to ask would be told of it otherwise.
-inline void check(cudaError_t error, const char* operation) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::runtime_error("CUDA, " + std::string(operation) + ": " + cudaGetErrorString(error));
-}
 
 inline int current_device(const char* operation) {
   int device = 0;

@@ -3,17 +3,12 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda_check.h"
 #include "cuda_device.h"
 #include "cuda_memory.h"
 
 namespace mm::cuda {
 namespace {
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // the next library to ask would be told of it otherwise
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
 
 // Makes a device the current one for a while.
 class OnDevice {

@@ -34,40 +34,10 @@ struct Average {
   }
 };
 
-template <typename T>
+// With kLooks, x stays where the difference is not finite, and that is told. Nothing is read of
+// what it finds before it is over: one pass, and x is nowhere lost.
+template <typename T, bool kLooks>
 struct Exchange {
-  using Element = T;
-  static constexpr int kChunks = 4;
-  static constexpr bool kPacks = false;
-  template <int V>
-  struct Loaded {
-    Vec<T, V> x, y;
-  };
-
-  T* x;
-  const T* y;
-  T* delta;
-
-  template <int V>
-  __device__ Loaded<V> load(std::int64_t i) const {
-    return {cuda::load<V>(x + i), cuda::load<V>(y + i)};
-  }
-  template <int V>
-  __device__ unsigned run(std::int64_t i, Loaded<V> at) const {
-#pragma unroll
-    for (int c = 0; c < V; ++c) {
-      at.y[c] = at.x[c] - at.y[c];
-      at.x[c] = at.x[c] - T(0.5) * at.y[c];
-    }
-    store<V>(delta + i, at.y);
-    store<V>(x + i, at.x);
-    return 0;
-  }
-};
-
-// Nothing is read of what it finds before it is over: one pass, and x is nowhere lost.
-template <typename T>
-struct ExchangeWhereFinite {
   using Element = T;
   static constexpr int kChunks = 4;
   static constexpr bool kPacks = false;
@@ -91,9 +61,9 @@ struct ExchangeWhereFinite {
 #pragma unroll
     for (int c = 0; c < V; ++c) {
       at.y[c] = at.x[c] - at.y[c];
-      const bool finite = at.y[c] - at.y[c] == T(0);
-      at.x[c] = finite ? at.x[c] - T(0.5) * at.y[c] : at.x[c];
-      bad |= !finite;
+      const bool moves = !kLooks || at.y[c] - at.y[c] == T(0);
+      at.x[c] = moves ? at.x[c] - T(0.5) * at.y[c] : at.x[c];
+      bad |= !moves;
     }
     store<V>(delta + i, at.y);
     store<V>(x + i, at.x);
@@ -224,14 +194,15 @@ void average(const T* x, const T* y, std::int64_t n, T* out, Stream stream) {
 template <typename T>
 void exchange(T* x, const T* y, std::int64_t n, T* delta, Stream stream) {
   const bool wide = aligned_to(16, x, y, delta);
-  launch_map("exchange", Exchange<T>{x, y, delta}, n, wide, nullptr, stream);
+  const Exchange<T, false> op{x, y, delta, nullptr};
+  launch_map("exchange", op, n, wide, nullptr, stream);
 }
 
 template <typename T>
 void exchange_where_finite(T* x, const T* y, std::int64_t n, T* delta, std::uint8_t* found,
                            Stream stream) {
   const bool wide = aligned_to(16, x, y, delta);
-  const ExchangeWhereFinite<T> op{x, y, delta, found};
+  const Exchange<T, true> op{x, y, delta, found};
   launch_map("exchange_where_finite", op, n, wide, nullptr, stream);
 }
 

@@ -103,3 +103,9 @@ def _of_newer_sources() -> None: ...
 
 
 _of_newer_sources.__module__, _of_newer_sources.__name__ = fallback.__name__, "exchange_twice"
+
+
+def test_one_place_says_what_becomes_of_a_status_of_cuda() -> None:
+    sources = Path(__file__).parents[3] / "csrc"
+    found = [p.name for p in sources.iterdir() if "void check(cudaError_t" in p.read_text()]
+    assert found == ["cuda_check.h"]
