@@ -182,7 +182,33 @@ def operations() -> dict[str, tuple[float, Callable[[int], Call]]]:
         x, v, u = vector(n), vector(n), vector(n)
         return lambda: mm.mix.server_step(x, v, u, 0.9)
 
-    return {
+    def encode(format: str, differs: bool) -> Callable[[int], Call]:
+        def make(n: int) -> Call:
+            x, error = vector(n), vector(n) if differs else None
+            out = mm.wire.encode(x, format)
+            return lambda: mm.wire.encode(x, format, out, error)
+
+        return make
+
+    def wire_decode(format: str, adds: bool) -> Callable[[int], Call]:
+        def make(n: int) -> Call:
+            out = vector(n)
+            wire = mm.wire.encode(out, format)
+            if adds:
+                return lambda: mm.wire.decode_add(wire, format, out, 1e-3)
+            return lambda: mm.wire.decode(wire, format, out)
+
+        return make
+
+    def on_wires() -> Iterator[tuple[str, tuple[float, Callable[[int], Call]]]]:
+        for format in mm.wire.FORMATS:
+            wire = mm.wire.nbytes(format, 1 << 20) / (1 << 20)  # of an element, with its scales
+            yield f"{format} encode", (4 + wire, encode(format, False))
+            yield f"{format} encode, error", (12 + wire, encode(format, True))
+            yield f"{format} decode", (4 + wire, wire_decode(format, False))
+            yield f"{format} decode_add", (8 + wire, wire_decode(format, True))
+
+    return dict(on_wires()) | {
         "pack": (4 + 1 / 8, pack(torch.float32)),
         "pack bfloat16": (2 + 1 / 8, pack(torch.bfloat16)),
         "unpack": (4 + 1 / 8, unpack),

@@ -141,3 +141,24 @@ def test_the_sanitizer_is_missed_by_name(
     steps = list(check.steps_of("sanitizer", tmp_path, []))
     assert [s.name for s in steps] == ["memcheck", "racecheck"]
     assert all("no compute-sanitizer" in s.missing for s in steps)
+
+
+def test_codecs_of_the_wire_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import mpimomentum as mm
+
+    script = ROOT / "scripts" / "gpu_kernels.py"
+    spec = importlib.util.spec_from_file_location("gpu_kernels", script)
+    assert spec is not None and spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_kernels", kernels)
+    spec.loader.exec_module(kernels)
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda n, device, dtype: randn(n, dtype=dtype))
+    timed = kernels.operations()
+    for form in mm.wire.FORMATS:
+        for what in ("encode", "encode, error", "decode", "decode_add"):
+            per_element, make = timed[f"{form} {what}"]
+            assert 4 < per_element <= 14
+            make(1000)()
