@@ -46,13 +46,19 @@ def on_host(lane: Lane, v: Vector) -> Vector:
 class Call(Handle[T]):
     """Something that begins on the host later; says what it waits for at the time of asking."""
 
-    __slots__ = ("_text", "inner", "pieces")
+    __slots__ = ("_text", "inner", "pieces", "told")
 
     def __init__(self, what: str) -> None:
         self.inner: Handle[Any] | None = None
         self.pieces = 0  # still to come; sums of pieces may end in any order
         self._text = what
+        self.told = False  # whether somebody was told what it failed of
         super().__init__(what)
+
+    def result(self) -> T:
+        """Return the value, or raise the error and keep in mind that this was done."""
+        self.told = self.failed
+        return super().result()
 
     @property
     def what(self) -> str:
@@ -104,7 +110,7 @@ class Line:
         self._going_up: collections.deque[tuple[Event, Vector]] = collections.deque()
         engine.pollers.append(self.poll)
 
-    def on_host(self, begin: Callable[[], Handle[T]], what: str) -> Handle[T]:
+    def on_host(self, begin: Callable[[], Handle[T]], what: str) -> Call[T]:
         """Begin something without a vector of the device, in its turn."""
         call: Call[T] = Call(what)
         self._put(_Step(call, lambda _: begin(), lambda _, r: call.resolve(r), None, down=PASSED))
@@ -117,7 +123,7 @@ class Line:
         finish: Callable[[R], T],
         what: str,
         look: Look | None = None,
-    ) -> Handle[T]:
+    ) -> Call[T]:
         """Bring `v` down, have `begin` take the copy, and give out what `finish` makes of that."""
         host = self._lane.staging(v.numel(), v.dtype).view(v.shape)
         self._lane.begin(lambda: host.copy_(v.detach(), non_blocking=True))
@@ -130,7 +136,7 @@ class Line:
         finish: Callable[[R], T],
         what: str,
         look: Look | None = None,
-    ) -> Handle[T]:
+    ) -> Call[T]:
         """Have `begin` take `v` itself, once all is done that the lane had begun.
 
         So it may also write memory that was allocated before: what used it last is over.
@@ -203,7 +209,7 @@ class Line:
         finish: Callable[[R], T],
         what: str,
         look: Look | None,
-    ) -> Handle[T]:
+    ) -> Call[T]:
         call: Call[T] = Call(what)
 
         def end(_: Vector, result: R) -> None:

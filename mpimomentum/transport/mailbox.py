@@ -16,7 +16,7 @@ from mpimomentum.transport.collectives import as_buffer
 from mpimomentum.transport.direct import address_of
 from mpimomentum.transport.environment import Environment
 from mpimomentum.transport.lane import PASSED, Event, Lane
-from mpimomentum.transport.line import Line
+from mpimomentum.transport.line import Call, Line
 from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.progress import Engine
 from mpimomentum.transport.requests import Requests
@@ -102,7 +102,8 @@ class PointToPoint:
             return Handle.completed(None)
         if self._line is None:
             return self._send(rank, v, version, as_buffer(v), 0)
-        return self._engine.keep(self._send_later(self._line, rank, v, version))
+        later = self._send_later(self._line, rank, v, version)
+        return self._engine.keep(later, lambda: later.told)
 
     def _send(self, rank: int, v: Vector, version: int, body: Any, on_device: int) -> Handle[None]:
         kind = _DTYPES.index(v.dtype) | on_device
@@ -116,7 +117,7 @@ class PointToPoint:
         what = f"rank {rank} to take a message of mailbox {self.name!r}"
         return self._engine.keep(Requests(requests, lambda: None, what, hold=(head, body, v)))
 
-    def _send_later(self, line: Line, rank: int, v: Vector, version: int) -> Handle[None]:
+    def _send_later(self, line: Line, rank: int, v: Vector, version: int) -> Call[None]:
         """Send in the order of calls, wherever the vectors are."""
         what = f"a message of mailbox {self.name!r} to come from the device"
         if not self._lane.holds(v):

@@ -165,6 +165,8 @@ class Engine:
         self.vitals: np.ndarray[Any, np.dtype[np.int64]] = np.zeros(2, dtype=np.int64)
         self.blocking = ""
         self._kept: list[Handle[Any]] = []
+        # of those, what may not fail in silence, with what says that somebody was told
+        self._heard: dict[Handle[Any], Callable[[], bool]] = {}
         self.last_poll_s = self.last_move_s = time.monotonic()
         # two counters, each written by one thread only
         self.gradients_asked = 0
@@ -277,10 +279,18 @@ class Engine:
             raise TimeoutError(f"waited {limit_s:g} s for {waited_for}")
         return task.result()
 
-    def keep(self, handle: Handle[T]) -> Handle[T]:
-        """Hold `handle`, and with it its buffers, until it is done, awaited or not."""
+    def keep(self, handle: Handle[T], told: Callable[[], bool] | None = None) -> Handle[T]:
+        """Hold `handle`, and with it its buffers, until it is done, awaited or not.
+
+        If it fails, and neither is somebody waiting for it nor was `told`, a :meth:`poll` raises;
+        this does, if it has failed by now.
+        """
         if not handle.test():
             self._kept.append(handle)
+            if told is not None:
+                self._heard[handle] = told
+        elif told is not None and handle.failed:
+            handle.result()  # raises
         return handle
 
     def poll(self) -> bool:
@@ -288,7 +298,10 @@ class Engine:
         moved = False
         self._began_poll_s = time.monotonic()
         if self._kept:
-            self._kept = [handle for handle in self._kept if not handle.test()]
+            over = [handle for handle in self._kept if handle.test()]
+            self._kept = [handle for handle in self._kept if not handle.done]
+            for handle in over:
+                self._hear(handle)
         for poller in self.pollers:
             moved |= poller()
         for task in tuple(self.tasks):
@@ -307,6 +320,14 @@ class Engine:
             self._account(self.split, self.last_poll_s, "gossip")
         self._began_poll_s = math.inf
         return moved
+
+    def _hear(self, handle: Handle[Any]) -> None:
+        """Raise what a handle failed of, unless it is raised where that is awaited."""
+        told = self._heard.pop(handle, None)
+        if told is None or not handle.failed or told():
+            return
+        if not any(task.is_waiting_for(handle) for task in self.tasks):
+            handle.result()
 
     def cancel(self, task: Task[Any]) -> None:
         """Take a task out and stop its coroutine."""

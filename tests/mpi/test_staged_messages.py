@@ -9,6 +9,7 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.transport.line import Line
+from mpimomentum.transport.progress import NextPoll
 from tests.mpi.test_staged_collectives import made, on_device, vector
 from tests.pretend_lane import PretendLane
 
@@ -99,6 +100,22 @@ def test_what_is_not_finite_is_not_sent(make_worker) -> None:
                 await sums.add(made(w, bad), {0: 1.0})
             await w.collectives.barrier()
 
+        w.run(body())
+
+
+@pytest.mark.parametrize("staging", ["pinned", "direct"])
+def test_what_is_not_finite_is_heard_of_though_nobody_awaits_it(make_worker, staging) -> None:
+    w = on_device(make_worker, seed=7, staging=staging)
+
+    async def body() -> None:
+        w.bind(mm.Quadratic(b=torch.zeros(4)), lr=0.1)
+        w.guard = mm.non_finite.Guard(w, "abort")
+        w.mailbox("m").send((w.rank + 1) % w.size, made(w, torch.full((7,), torch.nan)))
+        await w.collectives.barrier()
+        for _ in range(1000):
+            await NextPoll()
+
+    with pytest.raises(mm.non_finite.NonFinite, match=r"a message to mailbox 'm' of rank"):
         w.run(body())
 
 
