@@ -17,63 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.visible import VISIBLE, Seen, check_visible, names_of
 
 if TYPE_CHECKING:
     from mpimomentum.transport.environment import Environment
 
 AUTO, CPU = "auto", "cpu"
 DEVICE = "MPIMOMENTUM_DEVICE"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-PRETEND = "MPIMOMENTUM_PRETEND_GPUS"
 
 _ASKED = re.compile(r"(auto|cpu|cuda)|cuda:(\d+)")
-_NOTHING = ("", "-1", "NoDevFiles")  # the last is Slurm's, in jobs without GPUs
-_NUMBER, _UUID = re.compile(r"\d+"), re.compile(r"(GPU|MIG)-[0-9a-fA-F-/]+")
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")  # mpirun's, also inside Slurm
-_REMEDY = f"correct or unset {VISIBLE}, or compute on the CPU with --device cpu"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a process sees of its node's GPUs.
-
-    Attributes
-    ----------
-    count : int
-        That it can use.
-    visible : str or None
-        What ``CUDA_VISIBLE_DEVICES`` says.
-    missing : str
-        Why there is none.
-    pretended : bool
-        Whether they are not there: for tests, which compute on the CPU.
-    built : bool
-        Whether torch is built for GPUs; else what is visible says nothing.
-    """
-
-    count: int
-    visible: str | None = None
-    missing: str = ""
-    pretended: bool = False
-    built: bool = True
-
-    @classmethod
-    def here(cls, environ: Mapping[str, str]) -> Seen:
-        """Look; CUDA is not initialised by that. BadInput if what is pretended is no number."""
-        visible = environ.get(VISIBLE)
-        if PRETEND in environ:
-            pretended = environ[PRETEND]
-            if not pretended.isdigit():
-                raise BadInput(f"{PRETEND}={pretended}: a number of GPUs is needed")
-            count = _usable(visible, int(pretended))
-            return cls(count, visible, "" if count else "none is pretended", pretended=True)
-        if torch.version.cuda is None and torch.version.hip is None:
-            missing = f"torch {torch.__version__} is built for CPUs only"
-            return cls(0, visible, missing, built=False)
-        count = torch.cuda.device_count()
-        return cls(count, visible, "" if count else "torch sees none, or no driver for it")
 
 
 @dataclass(frozen=True)
@@ -150,8 +105,8 @@ def placed(asked: str, seen: Seen, local_rank: int) -> Placement:
         check_visible(seen.visible, seen.count)
     if not seen.count:
         if kind == "cuda":
-            raise BadInput(f"device={asked}: there is no GPU: {_why_none(seen)}; use --device cpu")
-        return Placement(CPU, _why_none(seen))
+            raise BadInput(f"device={asked}: there is no GPU: {seen.why_none()}; use --device cpu")
+        return Placement(CPU, seen.why_none())
     if index is not None and index >= seen.count:
         last = f", cuda:0 to cuda:{seen.count - 1}" if seen.count > 1 else ", cuda:0"
         raise BadInput(
@@ -172,36 +127,6 @@ def local_rank_of(environ: Mapping[str, str], otherwise: int) -> int:
     by_srun = text.isdigit() and not any(name in environ for name in _LOCAL_RANKS)
     # by srun without --mpi, or in a batch script, every process is number 0 of its own step
     return int(text) if by_srun and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" else otherwise
-
-
-def check_visible(visible: str | None, count: int) -> None:
-    """Refuse a ``CUDA_VISIBLE_DEVICES`` of which CUDA silently takes a part, or nothing.
-
-    Parameters
-    ----------
-    visible : str or None
-    count : int
-        GPUs that CUDA makes of it.
-
-    Raises
-    ------
-    BadInput
-        With the value, what is wrong and the remedy.
-    """
-    names = _names(visible)
-    if names is None:
-        return
-
-    def refusal(problem: str) -> BadInput:
-        return BadInput(f"{VISIBLE}={visible}: {problem}; {_REMEDY}")
-
-    for name in names:
-        if not _NUMBER.fullmatch(name) and not _UUID.fullmatch(name):
-            raise refusal(f"{name!r} is neither a number nor a GPU-… or MIG-… identifier")
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise refusal(f"{twice} is there twice, which hides all GPUs")
-    if len(names) > count:
-        raise refusal(f"GPU {names[count]} is not there, or not usable")
 
 
 def agreed(said: Sequence[tuple[int, str, Mapping[str, Any]]]) -> list[Placement]:
@@ -300,7 +225,7 @@ class Placing:
         first, most = self.everyones[0], sharing(nodes, self.everyones)
         pretended = ", pretended" if first.pretended else ""
         _log.info("device of rank 0: %s (%s%s)", first.name or CPU, first.why, pretended)
-        if self.asked == AUTO and not first.on_gpu and _names(seen.visible):
+        if self.asked == AUTO and not first.on_gpu and names_of(seen.visible):
             _log.warning("%s=%s, but models stay on the CPU: %s", VISIBLE, seen.visible, first.why)
         if most > 1:
             _log.warning(
@@ -317,44 +242,16 @@ class Placing:
         return about | ({"pretended": True} if any(p.pretended for p in self.everyones) else {})
 
 
-def _names(visible: str | None) -> list[str] | None:
-    """Return what a ``CUDA_VISIBLE_DEVICES`` names; None where it is not set."""
-    if visible is None:
-        return None
-    names: list[str] = []
-    for name in (part.strip() for part in visible.split(",")):
-        if name in _NOTHING and (name == "-1" or visible.strip() == name):
-            break  # as CUDA does: -1 hides what follows
-        names.append(name)
-    return names
-
-
-def _usable(visible: str | None, there: int) -> int:
-    """Return how many of `there` GPUs CUDA would show: up to the first that it does not know."""
-    names = _names(visible)
-    if names is None:
-        return there
-    if len(set(names)) < len(names):
-        return 0
-    good = [_NUMBER.fullmatch(n) is not None and int(n) < there for n in names]
-    return good.index(False) if False in good else len(good)
-
-
 def _card(placement: Placement, seen: Seen) -> str:
     """Return which GPU it is; two ranks may see the same one under different numbers."""
     if not placement.on_gpu:
         return ""
     index = int(placement.name.partition(":")[2])
     if placement.pretended:
-        names = _names(seen.visible)
+        names = names_of(seen.visible)
         return f"pretended {index if names is None else names[index]}"
     card = torch.cuda.get_device_properties(index)
     return f"{card.name} {card.uuid}"
-
-
-def _why_none(seen: Seen) -> str:
-    hidden = seen.visible is not None and not _names(seen.visible)
-    return f"{VISIBLE}={seen.visible} hides all" if hidden else seen.missing
 
 
 def _count(n: int, what: str) -> str:

@@ -16,7 +16,8 @@ from mpimomentum.runtime import cuda_trial
 from mpimomentum.runtime.doctor.finding import Finding, Status
 from mpimomentum.runtime.doctor.place import SRUN, Place
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.runtime.placement import AUTO, DEVICE, Seen, local_rank_of, placed
+from mpimomentum.runtime.placement import AUTO, DEVICE, local_rank_of, placed
+from mpimomentum.runtime.visible import Seen
 
 _DEVICE = Path("/dev/nvidiactl")
 _DRIVER = Path("/proc/driver/nvidia/version")
