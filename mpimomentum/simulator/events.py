@@ -18,16 +18,11 @@ Do: TypeAlias = Callable[[], object]
 class _Action(simpy.Event):
     """An event that has one thing to do and cannot fail."""
 
-    __slots__ = ("action",)
+    callbacks = cast(Any, (lambda event: event.action(),))
+    _ok, _value = True, None  # triggered, as by Event.succeed()
 
-    def __init__(self, kernel: simpy.Environment, action: Do) -> None:
-        self.env = kernel
+    def __init__(self, action: Do) -> None:
         self.action = action
-        self.callbacks = _DO
-        self._ok, self._value = True, None  # triggered, as by Event.succeed()
-
-
-_DO = cast(Any, (lambda event: event.action(),))
 
 
 class Events:
@@ -62,7 +57,7 @@ class Events:
             self.in_turn.append(action)
             return
         self._later += 1
-        self._kernel.schedule(_Action(self._kernel, action), delay=delay_s)
+        self._kernel.schedule(_Action(action), delay=delay_s)
 
     def step(self) -> None:
         """Do what is next."""

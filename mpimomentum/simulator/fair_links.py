@@ -137,7 +137,9 @@ class FairLinks:
         self._changed = {}
         if not groups:
             return
-        found = {number: kind for group in groups for number, kind in group.items()}
+        found = (
+            groups[0] if len(groups) == 1 else {n: kind for g in groups for n, kind in g.items()}
+        )
         kinds = [found[number] for number in sorted(found)]
         rates = max_min([(kind.path, len(kind.ends)) for kind in kinds], self._capacity)
         for kind, rate in zip(kinds, rates, strict=True):

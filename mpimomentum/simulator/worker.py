@@ -276,12 +276,14 @@ class VirtualWorker(BaseWorker):
 
     def _account(self, owed: int = 0, travelling: int = 0) -> None:
         """Put the time so far down, then count what begins (1) or ends (-1) now."""
-        self._split.spend(self.now_s(), "gossip" if self._travelling else self._at_rest)
-        if owed > 0 and self._split.spans is not None:
-            self._split.spans.cut()
+        now_s, split = self._simulation.now_s, self._split
+        if now_s > split.since_s:
+            split.spend(now_s, "gossip" if self._travelling else self._at_rest)
+        if owed > 0 and split.spans is not None:
+            split.spans.cut()
         self._owed += owed
         self._travelling += travelling
-        self._split.computing = self._owed > 0
+        split.computing = self._owed > 0
 
     async def quiesce(self) -> None:
         """Wait until every rank has come here and nothing is in flight."""
