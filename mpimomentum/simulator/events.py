@@ -1,7 +1,7 @@
 """What is to happen, in order of time: actions at later times on SimPy's kernel, others in queues.
 
 Most actions come at the instant at which they are asked for. They need no sorting by time, and a
-queue costs a tenth of a kernel's event.
+queue costs less than half of a kernel's event.
 """
 
 from __future__ import annotations
