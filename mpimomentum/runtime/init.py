@@ -11,7 +11,6 @@ import torch
 
 from mpimomentum import topology as topologies
 from mpimomentum.runtime import cuda_trial
-from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fault_config import (
     ABORT,
     CONTINUE,
@@ -80,14 +79,7 @@ def init(
     faults = Faults(on_failure, failure_timeout_s if on_failure == CONTINUE else None)
     asked = os.environ.get(DEVICE, CPU) if device is None else device
     way = os.environ.get("MPIMOMENTUM_STAGING", "auto") if staging is None else staging
-    how = runtime()
-    try:
-        return start(how, topology, seed, faults, asked, way)
-    except ValueError as error:  # on all ranks alike; where it came from is of no use to anybody
-        from mpimomentum.runtime import refusal  # which imports this
-
-        refusal.tell_uncaught()
-        raise BadInput(str(error)) from None
+    return start(runtime(), topology, seed, faults, asked, way)
 
 
 def start(

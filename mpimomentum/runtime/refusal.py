@@ -10,7 +10,6 @@ import errno
 import os
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from cyclopts import (
@@ -85,19 +84,6 @@ def refuse_alone(error: Exception) -> NoReturn:
     else:
         time.sleep(3.0)  # a rank that fails first has mpirun end rank 0 before it has spoken
     raise SystemExit(BAD_INPUT) from error
-
-
-def tell_uncaught() -> None:
-    """Have a program that does not catch a BadInput, raised on all its ranks, end with one line."""
-    before = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, BadInput):
-            before(kind, error, trace)
-        elif not launched_rank():  # rank 0's is out before anyone ends, as MPI ends on all together
-            say(error)
-
-    sys.excepthook = hook
 
 
 def refuse_together(worker: MPIWorker, error: BadInput | RunFailed) -> NoReturn:

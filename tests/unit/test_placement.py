@@ -23,7 +23,6 @@ from mpimomentum.runtime.placement import (
     sharing,
 )
 from mpimomentum.runtime.visible import Seen
-from tests.launch import launch
 
 GPU_SELECT = Path(__file__).parents[2] / "slurm" / "gpu_select.sh"
 CPU_BUILD = Seen(0, None, "torch is built for CPUs only", built=False)
@@ -306,13 +305,3 @@ def _alone(placing: Placing, local_rank_: int) -> None:
             return [what]
 
     placing(Env())  # type: ignore[arg-type]
-
-
-def test_a_program_that_asks_for_a_gpu_in_vain_ends_with_one_line(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text("import mpimomentum as mm\n\nmm.init(device='cuda')\n")
-    done = launch(2, str(program), tmp_path=tmp_path, fresh=True, **pretend(0))
-    assert done.returncode == 1
-    refusal = "mpimomentum: rank 0: device=cuda: there is no GPU: none is pretended"
-    assert done.output.count(refusal) == 1
-    assert "Traceback" not in done.output
