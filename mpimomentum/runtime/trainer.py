@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 Kept = contextlib.AbstractContextManager[Chronicle | None]
 
+WORD = 64  # coordinates whose signs fill whole bytes, wherever a shard of so many begins
 LINKS = 8  # of the simulated network that a summary has, those with the most to do
 
 
@@ -241,11 +243,13 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
 
 
 def _nothing(index: int, workers: int) -> Constant:
-    """Return what stands for a model where nothing is learnt: of a piece for each worker.
+    """Return what stands for a model where nothing is learnt.
 
-    A chunk of a wire format suffices, and all models together then fit in a cache.
+    It has a chunk of a wire format, and as many whole words of packed signs for every worker: in
+    shorter or uneven shards, vectors would travel in more bytes than the model's.
     """
-    return Constant(max(wire.CHUNK, 16 * workers))
+    shards = WORD * workers
+    return Constant(shards * math.ceil(wire.CHUNK / shards))
 
 
 def _epoch_s(run: runs.Run, job: Job) -> float | None:

@@ -6,12 +6,15 @@ import json
 
 import pytest
 
+from mpimomentum.algorithms.signum import Signum
 from mpimomentum.runtime import trainer
 from mpimomentum.runtime.calibration import Calibration, Link, Step
 from mpimomentum.runtime.config import Length, Method, Output, SimulateConfig
+from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.pace_config import Network, Pace
+from mpimomentum.runtime.run import simulate
 from mpimomentum.runtime.task_config import Task
-from mpimomentum.simulator.clock import Cost
+from mpimomentum.simulator.clock import Clock, Cost
 from mpimomentum.studies import believing, registry, scaling
 from mpimomentum.studies.study import Plan, Results
 
@@ -44,6 +47,18 @@ def test_without_learning_times_staleness_and_bytes_are_the_same(algorithm, tmp_
     assert timed["staleness"] == learnt["staleness"]
     assert learnt["train_loss"] is not None
     assert timed["train_loss"] is None
+
+
+@pytest.mark.parametrize("workers", [3, 17, 48])
+def test_what_stands_for_a_model_has_shards_as_even_as_its(workers):
+    """Signum packs signs for each worker: in short or uneven shards they take more bytes."""
+    bits = 2**20
+    clock = Clock(parameters=bits, bandwidth_Bps=1e8, compute_s=1e-3)
+    sent = [
+        simulate(Signum(lr=0.1), made, workers, 2, clock=clock).bytes_sent
+        for made in (trainer._nothing, lambda rank, size: Constant(bits))
+    ]
+    assert sent[0] == pytest.approx(sent[1], rel=2e-3)
 
 
 @pytest.mark.parametrize("timing_only", [False, True])
