@@ -2,7 +2,7 @@
 
 A rank writes its rows whenever its coroutines wait, in the thread that makes them: they outlive it
 if another rank ends the job, or if it is killed. A row that is not whole ends the file, and so does
-a disk that is full: the run goes on, and is recorded up to there.
+a disk that is full: the run goes on, but cannot be replayed if it comes to its end.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def load(directory: Path) -> Found:
     Raises
     ------
     BadInput
-        If there is nothing, or a rank's is missing; with the remedy.
+        If there is nothing, or a rank's is missing, or ends before the run did; with the remedy.
     """
     if not (directory / DIRECTORY / ABOUT).exists():
         raise BadInput(
@@ -195,7 +195,15 @@ def load(directory: Path) -> Found:
         for rank in range(int(about["ranks"])):
             path = path_of(directory, rank)
             recorded.append(Recorded.of(table(directory, rank)))
-        whole = (directory / SUMMARY).exists() and all(one.ended for one in recorded)
-        return Found(recorded, int(about["threads"]), str(about["torch"]), whole)
+        whole = (directory / SUMMARY).exists()
+        found = Found(recorded, int(about["threads"]), str(about["torch"]), whole)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"replay={directory}: {path} cannot be read: {error}") from error
+    for rank, one in enumerate(recorded):
+        if whole and not one.ended:
+            raise BadInput(
+                f"replay={directory}: rank {rank}'s chronicle ends early, though the run came to "
+                f"its end: {path_of(directory, rank)} was cut, or the disk was full (the run said "
+                "so then); copy it again, or record the run again"
+            )
+    return found
