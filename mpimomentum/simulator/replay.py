@@ -136,13 +136,14 @@ class Replay:
                 if any([self._carry_on(w, t) for w, t in ranks]) or self._further():
                     continue
                 if not all(w.recorded.ended for w in self.workers):
-                    self.ends = [_end(w, t) for w, t in ranks]
-                    return
+                    break  # here the run has failed
                 waiting = [f"rank {t.rank} waits for {t.what}" for t in self._threads if not t.over]
                 raise Diverged(
                     "the replay takes another course than the recorded run: "
                     + "; ".join(waiting[:8])
                 )
+            if not self._there():
+                self.ends = [_end(w, t) for w, t in ranks]
         finally:
             for thread in self._threads:
                 thread.stop()
@@ -158,11 +159,13 @@ class Replay:
             return True
 
     def _there(self) -> bool:
+        """Whether all are where the replay ends: not one that has raised before its goal."""
+        ranks = zip(self.workers, self._threads, strict=True)
         if self._goals is None:
-            return all(thread.over for thread in self._threads)
+            return all(t.over and not t.error for _, t in ranks)
         return all(
-            w.step > goal or w.held or not goal or thread.over
-            for w, goal, thread in zip(self.workers, self._goals, self._threads, strict=True)
+            w.step > goal or w.held or not goal or (t.over and (not t.error or w.step == goal))
+            for (w, t), goal in zip(ranks, self._goals, strict=True)
         )
 
     def _further(self) -> bool:
@@ -197,6 +200,8 @@ class _Rank:
         Whether it has come to its end.
     what : str
         What it waits for.
+    error : BaseException or None
+        What it has raised.
     """
 
     def __init__(self, rank: int) -> None:
@@ -206,7 +211,7 @@ class _Rank:
         self._ready: Callable[[], bool] = lambda: True
         self._move: Callable[[], bool] = lambda: False
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -222,7 +227,7 @@ class _Rank:
             except _Stopped:
                 pass
             except BaseException as error:  # raised again by carry_on()
-                self._error = error
+                self.error = error
             self.over = True
             self._back.release()
 
@@ -248,9 +253,9 @@ class _Rank:
             return moved
         self._go.release()
         self._back.acquire()
-        if self._error is not None:
-            self._error.add_note(f"in the replay of rank {self.rank}")
-            raise self._error
+        if self.error is not None:
+            self.error.add_note(f"in the replay of rank {self.rank}")
+            raise self.error
         return True
 
     def stop(self) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import mpimomentum as mm
+from mpimomentum.chronicle import Chronicle
 from mpimomentum.runtime import trainer
 from mpimomentum.runtime.config import Length, Output, SimulateConfig, Task
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.replay_command import replayed
 from mpimomentum.runtime.replay_config import Replaying
+from mpimomentum.runtime.replaying import replay
+from mpimomentum.simulator.recorded import Recorded
 
 
 def simulated(out: Path, steps: int = 4) -> None:
@@ -42,3 +49,41 @@ def test_a_chronicle_that_was_cut_is_not_taken_for_a_run_that_failed(tmp_path):
         replaying(out)
     (out / "summary.json").unlink()  # as of a run that was killed
     assert "the run did not come to its end" in replaying(out)[1]
+
+
+def quadratic(rank: int, size: int) -> Any:
+    return mm.Quadratic(b=torch.ones(3) * rank)
+
+
+def tables(algorithm: Any, steps: int, size: int = 2) -> list[np.ndarray[Any, Any]]:
+    kept = [Chronicle() for _ in range(size)]
+    mm.simulate(algorithm, quadratic, size, steps=steps, record=kept)
+    return [chronicle.table() for chronicle in kept]
+
+
+class BadData(mm.Quadratic):
+    """Raises where the fourth batch is drawn."""
+
+    left = 3
+
+    def sample(self, *arguments: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ArithmeticError("bad data")
+        return super().sample(*arguments)
+
+
+@pytest.mark.parametrize("algorithm", [mm.AllReduceSGD(lr=0.1), mm.DPSGD(lr=0.1)], ids=str)
+@pytest.mark.parametrize(("until", "steps"), [(None, 3), (2, 2), (3, 3), (5, 3)])
+def test_what_every_rank_raises_outside_a_gradient_is_told(algorithm, until, steps):
+    def bad(rank: int, size: int) -> Any:
+        return BadData(b=torch.ones(3) * rank)
+
+    parts = [table[:-1].copy() for table in tables(algorithm, 3)]  # without the end marks
+    for part in parts:
+        part[-1, -1] += 1  # the fourth step began
+    ends: list[str] = []
+    run = replay(algorithm, bad, [Recorded.of(p) for p in parts], until=until, ends=ends)
+    assert run.updates.tolist() == [steps, steps]
+    told = [f"rank {rank} ends in step 3: ArithmeticError: bad data" for rank in range(2)]
+    assert ends == (told if until in (None, 5) else [])
