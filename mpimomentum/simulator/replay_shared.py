@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpimomentum.chronicle import Kind
@@ -114,7 +115,8 @@ class ReplayWindow:
         while self._due():
             self.move()  # which a rank does while it waits, too
             if self._due():
-                self._worker.block(lambda: not self._due(), _words(self._came[0]))
+                first = self._came[0]  # once it has come, the words are those of the next
+                self._worker.block(partial(self._has_come, first), _words(first))
 
     def move(self) -> bool:
         """Let come what is due and there."""
@@ -129,6 +131,9 @@ class ReplayWindow:
         if self._worker.task is not None:
             self.catch_up()
             self._operations += 1
+
+    def _has_come(self, came: Came) -> bool:
+        return not self._came or self._came[0] is not came
 
     def _due(self) -> bool:
         return bool(self._came) and self._came[0].at <= self._operations

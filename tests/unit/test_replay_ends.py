@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mpimomentum as mm
-from mpimomentum.chronicle import Chronicle
+from mpimomentum.chronicle import Chronicle, Kind
 from mpimomentum.runtime import trainer
 from mpimomentum.runtime.config import Length, Output, SimulateConfig, Task
 from mpimomentum.runtime.errors import BadInput
@@ -87,3 +87,15 @@ def test_what_every_rank_raises_outside_a_gradient_is_told(algorithm, until, ste
     assert run.updates.tolist() == [steps, steps]
     told = [f"rank {rank} ends in step 3: ArithmeticError: bad data" for rank in range(2)]
     assert ends == (told if until in (None, 5) else [])
+
+
+def test_who_waits_says_for_what_it_still_waits():
+    """Not for the first of several changes of its window, once that has come."""
+    algorithm = mm.ADPSGD(lr=0.1)
+    parts = tables(algorithm, 4)
+    first = int(np.flatnonzero(parts[0][:, 0] == Kind.EXCHANGED)[0])
+    never = [Kind.ADDED, 0, parts[0][first, 2], 1, 0]  # rank 1 averages, and adds nothing
+    parts[0] = np.insert(parts[0], first + 1, never, axis=0)
+    ends: list[str] = []
+    replay(algorithm, quadratic, [Recorded.of(p[:-1]) for p in parts], ends=ends)
+    assert ends[0] == "rank 0 ends in step 0, waiting for what rank 1 handed over"
