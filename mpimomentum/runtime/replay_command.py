@@ -50,7 +50,12 @@ def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> No
     job = _job(directory, len(found.recorded))
     steps = max(one.steps for one in found.recorded)
     if last is not None and found.whole and last >= steps:
-        raise BadInput(f"until={last}: the run's last step is {steps - 1}; give a lower one")
+        said = f"last step is {steps - 1}; give a lower one"
+        raise BadInput(
+            f"until={last}: the run's {said}"
+            if steps
+            else f"until={last}: the run made no steps; leave until out"
+        )
     ends: list[str] = []
     comparing = Comparing(_rows(directory, job.size), config.replaying.steps, say, last)
     log_every = job.config.output.log_every

@@ -57,8 +57,8 @@ def replay(
     observe : callable, optional
         Called after every step with the worker and its State.
     until : int, optional
-        Steps of each rank after which to stop; all of them unless given. Ranks on whose later steps
-        others hang make those, too.
+        Steps of each rank after which to stop, at least 1; all of them unless given. Ranks on whose
+        later steps others hang make those, too.
     take_record : callable, optional
         Called with every record, rank by rank in order; the Run then has none.
     tell : callable, optional
@@ -79,6 +79,8 @@ def replay(
     ValueError
         If what is asked is not possible.
     """
+    if until is not None and until < 1:
+        raise ValueError(f"until={until} must be at least 1: a replay makes steps")
     size = len(recorded)
     graph = topologies.build(topology, size)
     check(algorithm, graph)

@@ -132,6 +132,8 @@ class Replay:
         try:
             for worker, thread in ranks:
                 thread.start(partial(_drive, worker, rank), worker.move)
+            for worker, thread in ranks:  # each makes its State, if all are there at once, too
+                self._carry_on(worker, thread)
             while not self._there():
                 if any([self._carry_on(w, t) for w, t in ranks]) or self._further():
                     continue

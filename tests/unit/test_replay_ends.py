@@ -30,9 +30,9 @@ def simulated(out: Path, steps: int = 4) -> None:
     )
 
 
-def replaying(directory: Path) -> list[str]:
+def replaying(directory: Path, until: int | None = None) -> list[str]:
     lines: list[str] = []
-    replayed(SimulateConfig(replaying=Replaying(directory)), lines.append)
+    replayed(SimulateConfig(replaying=Replaying(directory, until=until)), lines.append)
     return lines
 
 
@@ -99,3 +99,22 @@ def test_who_waits_says_for_what_it_still_waits():
     ends: list[str] = []
     replay(algorithm, quadratic, [Recorded.of(p[:-1]) for p in parts], ends=ends)
     assert ends[0] == "rank 0 ends in step 0, waiting for what rank 1 handed over"
+
+
+def test_a_run_of_no_steps_is_replayed(tmp_path):
+    parts = tables(mm.ADPSGD(lr=0.1), 0)
+    for until in (None, 3):
+        run = replay(mm.ADPSGD(lr=0.1), quadratic, [Recorded.of(p) for p in parts], until=until)
+        assert run.updates.tolist() == [0, 0]
+        assert torch.equal(run.x, torch.zeros(2, 3))
+    simulated(tmp_path / "run", steps=0)
+    assert " 0 steps" in replaying(tmp_path / "run")[0]
+    with pytest.raises(BadInput, match="until=3: the run made no steps"):
+        replaying(tmp_path / "run", until=3)
+
+
+@pytest.mark.parametrize("until", [0, -1])
+def test_a_replay_that_makes_no_steps_is_refused(until):
+    parts = tables(mm.ADPSGD(lr=0.1), 3)
+    with pytest.raises(ValueError, match=f"until={until} must be at least 1"):
+        replay(mm.ADPSGD(lr=0.1), quadratic, [Recorded.of(p) for p in parts], until=until)
