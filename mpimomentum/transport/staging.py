@@ -8,7 +8,8 @@ and an MPI that is not made for device pointers dies of one: so they are tried b
 of their own, once a node (:mod:`mpimomentum.transport.cuda_probe`).
 
 The choice is a function of what was asked for, what was found, and where the ranks are. What was
-asked for and cannot be is refused; nothing else is put in its place.
+asked for and cannot be is refused; nothing else is put in its place. Direct windows are to be asked
+for: the probe is one process, and a network that tells of a write too early loses sums silently.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def to_try(asked: str, nodes: int, size: int) -> tuple[str, ...]:
     """Return what the choice for a device depends on."""
     if asked == "ipc" or (asked == "auto" and nodes == 1 and size > 1):
         return (IPC,)
-    if nodes > 1 and asked in ("direct", "auto"):
+    if asked == "direct" and nodes > 1:
         return (*DIRECT, *_for_windows(nodes, size))
-    return DIRECT if asked == "direct" else ()
+    return DIRECT if asked == "direct" or (asked == "auto" and nodes > 1) else ()
 
 
 def _for_windows(nodes: int, size: int) -> tuple[str, ...]:
@@ -122,13 +123,16 @@ def choose(asked: str, apart: bool, nodes: int, size: int, found: Mapping[str, s
         _check_ipc(nodes, found)
         return dataclasses.replace(pinned, windows="ipc")
     if asked == "direct":
-        ways, failures = _direct(nodes, size, found)
+        needs = {"windows": _for_windows(nodes, size)} if nodes > 1 else {}
+        ways, failures = _direct(needs, found)
         if "direct" not in ways.values():
             raise ValueError(
                 f"staging=direct: this MPI takes no device pointers: {failures}; use a "
                 "CUDA-aware MPI (docs/gpu.md), or leave staging out"
             )
         reason = "asked for" + (f", as far as it goes: {failures}" if failures else "")
+        if nodes == 1:
+            reason += "; one node, where windows are never given to MPI (ipc can be asked for)"
         return dataclasses.replace(pinned, reason=reason, **ways)
     return _automatic(pinned, nodes, size, found)
 
@@ -144,16 +148,17 @@ def _automatic(pinned: Staging, nodes: int, size: int, found: Mapping[str, str])
         return dataclasses.replace(
             pinned, reason=f"ranks cannot open each other's device memory: {found[IPC]}"
         )
-    ways, failures = _direct(nodes, size, found)
+    ways, failures = _direct({}, found)
     reason = f"not all can be direct: {failures}" if failures else "MPI takes device pointers"
+    reason += "; direct windows are to be asked for (staging=direct)"
     return dataclasses.replace(pinned, reason=f"{nodes} nodes; {reason}", **ways)
 
 
-def _direct(nodes: int, size: int, found: Mapping[str, str]) -> tuple[dict[str, str], str]:
+def _direct(
+    windows: Mapping[str, tuple[str, ...]], found: Mapping[str, str]
+) -> tuple[dict[str, str], str]:
     """Return what is direct, each kind where it works, and why the others are not."""
-    needs: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in DIRECT}
-    if nodes > 1:
-        needs["windows"] = _for_windows(nodes, size)
+    needs: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in DIRECT} | dict(windows)
     ways = {
         name: "pinned" if any(found[kind] for kind in kinds) else "direct"
         for name, kinds in needs.items()
