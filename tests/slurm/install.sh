@@ -31,7 +31,8 @@ install_packages() {
 # Slurm's mpi_pmix.so opens libpmix.so, a name that only the package with PMIx's headers brings
 name_pmix() {
   local library
-  library=$(ldconfig -p | awk '$1 == "libpmix.so.2" { print $NF; exit }')
+  # the first, but all is read: who stops earlier may have ldconfig, and so this script, end by SIGPIPE
+  library=$(ldconfig -p | awk '$1 == "libpmix.so.2" && !seen++ { print $NF }')
   library=$(readlink -f "$library")
   [ -e "${library%/*}/libpmix.so" ] || ln -s libpmix.so.2 "${library%/*}/libpmix.so"
 }
