@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,17 @@ def begun(
     return ChronicleFile(directory, rank)
 
 
-@contextlib.contextmanager
-def saving(directory: Path, made: Sequence[Chronicle]) -> Iterator[None]:
-    """Write the chronicles of a simulation when it is over, or has failed."""
-    try:
-        yield
-    finally:
-        if made:
-            save_about(directory, len(made))
-        for rank, chronicle in enumerate(made):
-            save(directory, rank, chronicle)
+def save_all(directory: Path, made: Sequence[Chronicle]) -> None:
+    """Write the chronicles of a simulation, if there are any.
+
+    Raises
+    ------
+    OSError
+    """
+    if made:
+        save_about(directory, len(made))
+    for rank, chronicle in enumerate(made):
+        save(directory, rank, chronicle)
 
 
 def save(directory: Path, rank: int, chronicle: Chronicle) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 from mpimomentum.measures import Histogram, Seconds, Spread
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.run import Run
+
+_log = logging.getLogger(__name__)
 
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 BEGINNING = "run.json"
@@ -111,6 +114,26 @@ def write_beginning(directory: Path, about: Mapping[str, Any]) -> None:
 def write_summary(directory: Path, results: Mapping[str, Any]) -> None:
     """Write ``summary.json``: last of all, so that it stands for a run that came to its end."""
     write(directory / SUMMARY, json.dumps(results, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def finishing(finish: Callable[[], object]) -> Iterator[None]:
+    """Write what is left of a run at its end; of one that failed, its own error is told.
+
+    Raises
+    ------
+    OSError
+        Of `finish`, if nothing else was raised.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            finish()
+        except OSError as error:
+            _log.warning("not all of the run that failed is written: %s", error)
+        raise
+    finish()
 
 
 def summary(

@@ -208,7 +208,8 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Any], Path]:
     ranks = range(job.size) if config.output.trace else ()
     traces = [Trace(traced.path_of(out, rank), rank) for rank in ranks]
     kept = [Chronicle() for _ in range(job.size)] if config.output.record else []
-    with monitor, once(out), contextlib.closing(file), chronicles.saving(out, kept):
+    saving = telemetry.finishing(lambda: chronicles.save_all(out, kept))
+    with monitor, once(out), telemetry.finishing(file.close), saving:
         run = runs.simulate(
             job.algorithm,
             objective,

@@ -11,9 +11,10 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.chronicle import Chronicle, Kind
-from mpimomentum.runtime import trainer
+from mpimomentum.runtime import chronicles, trainer
 from mpimomentum.runtime.config import Length, Output, SimulateConfig, Task
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.records import RecordFile
 from mpimomentum.runtime.replay_command import replayed
 from mpimomentum.runtime.replay_config import Replaying
 from mpimomentum.runtime.replaying import replay
@@ -118,3 +119,22 @@ def test_a_replay_that_makes_no_steps_is_refused(until):
     parts = tables(mm.ADPSGD(lr=0.1), 3)
     with pytest.raises(ValueError, match=f"until={until} must be at least 1"):
         replay(mm.ADPSGD(lr=0.1), quadratic, [Recorded.of(p) for p in parts], until=until)
+
+
+@pytest.mark.parametrize(("where", "name"), [(chronicles, "save"), (RecordFile, "close")])
+def test_a_full_disk_at_the_end_does_not_hide_why_a_run_failed(
+    tmp_path, monkeypatch, caplog, where, name
+):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ArithmeticError("bad data")
+
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(OSError, match="No space"):  # of a run that came to its end it is told
+        simulated(tmp_path / "whole", steps=1)
+    monkeypatch.setattr(trainer.runs, "simulate", fails)
+    with pytest.raises(ArithmeticError, match="bad data"):
+        simulated(tmp_path / "failed")
+    assert [text.count("No space left") for text in caplog.messages] == [1]
