@@ -42,6 +42,7 @@ import torch
 from mpimomentum import topology
 from mpimomentum.runtime import cuda_trial
 from mpimomentum.transport import MPIWorker
+from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.progress import NextPoll
 
 ROUNDS = 5
@@ -78,14 +79,15 @@ def main() -> None:
     for placement in (*GOALS, "direct"):
         if placement == "direct":
             os.environ["MPIMOMENTUM_FAKE_NODES"] = str(ranks)
-            if why := cuda_trial.outcomes(os.environ, ("rma",))[0]["rma"]:
+            found = "" if rank else cuda_trial.outcomes(os.environ, ("rma",))[0]["rma"]
+            if why := MPI.COMM_WORLD.bcast(found):  # alike on all ranks
                 not_run[placement] = f"rma: {why}"
                 if rank == 0:
                     print(f"\ndirect: not run: {not_run[placement]}", flush=True)
                 continue
         with MPIWorker(
             lambda n: topology.build("complete", n),
-            device=lambda env: torch.device("cuda", env.local_rank % torch.cuda.device_count()),
+            device=lambda env: torch.device("cuda", env.rank % torch.cuda.device_count()),
             staging=placement,
             probe=lambda kinds: dict.fromkeys(kinds, ""),
         ) as w:

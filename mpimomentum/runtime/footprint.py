@@ -32,7 +32,7 @@ WINDOW = 2
 """Vectors of a window: what others read, and the inbox for what they hand in."""
 
 BUFFERS = 2
-"""Vectors that a direct window holds from the first average with another node on."""
+"""Vectors that a direct window holds where there are ranks of other nodes."""
 
 DIM = 4096 * RANKS
 _SHORT = {"local_steps": 2, "inner_steps": 2}  # as long as a step may be, it holds no more

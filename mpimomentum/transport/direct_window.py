@@ -37,10 +37,16 @@ class DirectSegment(IpcSegment):
     ------
     MemoryError
         On all ranks, if a device has no room, or is not reached from another of its node.
+
+    Attributes
+    ----------
+    buffers : tuple of Vector, optional
+        What stands for x and inbox of a rank of another node, where there is one.
     """
 
     def __init__(self, env: Environment, x0: Vector, lane: Lane) -> None:
         super().__init__(env, x0, lane)
+        self.buffers = self._reserved(env)
         own = self._vectors.direct(env.local_rank, 0, self._nbytes, torch.uint8)
         self._exposed = Exposed(env, own)
 
@@ -78,6 +84,10 @@ class DirectSegment(IpcSegment):
     def close(self) -> None:
         """Free the memory; collective."""
         self._exposed.close()
+        self._close_opened()
+
+    def _close_opened(self) -> None:
+        self.buffers = None
         super().close()
         self._comm.Free()
 
@@ -105,6 +115,20 @@ class DirectSegment(IpcSegment):
         self._comm.Free()
         raise MemoryError(problems[0])
 
+    def _reserved(self, env: Environment) -> tuple[Vector, Vector] | None:
+        """Make the buffers now: for want of them an average would end the job."""
+        made, problem = None, ""
+        if len(self._near) < env.size:
+            try:
+                made = torch.empty_like(self.x), torch.empty_like(self.x)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                problem = f"rank {env.rank}: no room for a direct window's buffers: {error}"
+        problems = [found for found in env.comm.allgather(problem) if found]
+        if problems:
+            self._close_opened()
+            raise MemoryError(problems[0])
+        return made
+
     def _number(self, rank: int) -> int:
         return self._near.index(rank)
 
@@ -113,12 +137,11 @@ class DirectWindow(IpcWindow):
     """See :class:`~mpimomentum.transport.ipc_window.IpcWindow`. Collective to make.
 
     An average with a rank of another node takes two buffers as long as the vector, which are made
-    at the first and kept.
+    with the window where there are such ranks.
     """
 
     where = DirectSegment
     _segment: DirectSegment
-    _buffers: tuple[Vector, Vector] | None = None
 
     def drain(self) -> bool:
         """Do one's part in what others get and put, and as any window."""
@@ -133,10 +156,8 @@ class DirectWindow(IpcWindow):
         near = self._segment.peer(rank)
         if near is not None:
             return near
-        if self._buffers is None:
-            x = self._segment.x
-            self._buffers = torch.empty_like(x), torch.empty_like(x)
-        return self._buffers
+        assert self._segment.buffers is not None
+        return self._segment.buffers
 
     async def _fetch(self, peer: int, theirs: Vector) -> None:
         if self._segment.peer(peer) is None:
@@ -155,8 +176,3 @@ class DirectWindow(IpcWindow):
         v = v.contiguous()
         await self._lane.done(f"an add on its way to rank {rank}", v)
         await self._segment.put(rank, v)
-
-    def close(self) -> None:
-        """Free the memory; collective."""
-        self._buffers = None
-        super().close()

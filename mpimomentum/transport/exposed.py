@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mpimomentum.transport.direct import address_of
 from mpimomentum.transport.environment import Environment
+from mpimomentum.transport.memory import require_unified
 from mpimomentum.transport.mpi import MPI
 from mpimomentum.transport.requests import Requests
 from mpimomentum.worker import Handle, Vector
@@ -24,11 +25,17 @@ class Exposed:
     env : Environment
     memory : Vector, shape (nbytes,), uint8
         Of this rank; to be freed after :meth:`close`.
+
+    Raises
+    ------
+    RuntimeError
+        If what MPI puts there is not seen by plain loads: its model is not the unified one.
     """
 
     def __init__(self, env: Environment, memory: Vector) -> None:
         # not Win.Allocate, which knows host memory only (docs/adr/0024)
         self._window = MPI.Win.Create(address_of(memory), 1, comm=env.comm)
+        require_unified(env, self._window)
         self._comm = env.comm
         self._window.Lock_all(MPI.MODE_NOCHECK)
         env.comm.Barrier()

@@ -72,12 +72,7 @@ class Memory:
             self._window = MPI.Win.Allocate(nbytes, 1, comm=env.comm)
             self._segments = {env.rank: own_memory(self._window)}
         self._segments[env.rank][:cleared] = 0
-        model = self._window.Get_attr(MPI.WIN_MODEL)
-        if model != MPI.WIN_UNIFIED:
-            raise RuntimeError(
-                f"rank {env.rank}: this MPI offers windows of memory model {model} only; plain "
-                "loads and stores beside MPI atomics need the unified one (docs/protocol.md)"
-            )
+        require_unified(env, self._window)
         _log.log(
             logging.DEBUG if env.rank else logging.INFO,
             "a window of %d bytes a rank: %s",
@@ -145,6 +140,22 @@ class Memory:
         self._window.Unlock_all()
         self._segments.clear()
         self._window.Free()
+
+
+def require_unified(env: Environment, window: MPI.Win) -> None:
+    """Check the memory model of a window.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not the unified one.
+    """
+    model = window.Get_attr(MPI.WIN_MODEL)
+    if model != MPI.WIN_UNIFIED:
+        raise RuntimeError(
+            f"rank {env.rank}: this MPI offers windows of memory model {model} only; plain "
+            "loads and stores beside MPI's need the unified one (docs/protocol.md)"
+        )
 
 
 def chunks(count: int, itemsize: int) -> Iterator[slice]:

@@ -440,6 +440,62 @@ def test_a_node_without_room_on_its_devices_is_refused_on_all(make):
     w.run(body())
 
 
+@pytest.mark.parametrize("make", ["direct, two nodes", "direct, a node each"], indirect=True)
+def test_buffers_without_room_are_refused_on_all(make, monkeypatch):
+    w = make()
+
+    def full(v):
+        raise RuntimeError("CUDA out of memory")
+
+    async def body():
+        if w.rank == 1:
+            monkeypatch.setattr(torch, "empty_like", full)
+        with pytest.raises(MemoryError, match=r"^rank 1: no room for a .* buffers: CUDA out of"):
+            w.window("x", torch.zeros(DIM))
+
+    w.run(body())
+
+
+@pytest.mark.parametrize("make", ["direct, a node each"], indirect=True)
+def test_what_is_longer_than_a_count_goes_in_pieces(make, monkeypatch):
+    monkeypatch.setattr("mpimomentum.transport.exposed._MAX_BYTES", 1 << 17)
+    w = make()
+
+    async def body():
+        x0 = torch.arange(DIM, dtype=torch.float32) * (w.rank + 1)
+        window = w.window("x", x0)
+        await w.start()
+        if w.rank == 0:
+            while not await window.average(1):
+                await NextPoll()
+        await w.quiesce()
+        assert torch.equal(window.read(), x0 if w.rank > 1 else x0 / (w.rank + 1) * 1.5)
+        await w.release()
+
+    w.run(body())
+
+
+@pytest.mark.parametrize("make", ["direct, a node each"], indirect=True)
+def test_an_add_to_another_node_waits_for_what_it_sends(make):
+    w = make()
+
+    async def body():
+        window = w.window("x", torch.zeros(DIM))
+        await w.start()
+        for _ in range(5):
+            v = torch.full((DIM,), 7.0)
+            for _ in range(6):
+                w.lane.begin(v.zero_)
+            w.lane.begin(lambda v=v: v.fill_(1))
+            await window.add((w.rank + 1) % w.size, v)
+        await w.quiesce()
+        x = window.read()
+        assert x.min() == x.max() == 5
+        await w.release()
+
+    w.run(body())
+
+
 class Unpinnable(PretendLane):
     """A lane to which rank 1 cannot lend its memory."""
 
