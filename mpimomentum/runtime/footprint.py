@@ -64,7 +64,7 @@ class Footprint:
     sums : float
         Its shard of sums.
     buffers : float
-        Of windows that average, where those are direct: what another node's x is got into, and
+        Of windows, where those are direct: what another node's x is got into, and
         the difference.
     """
 
@@ -174,7 +174,7 @@ def held(state: Any) -> Footprint:
     return Footprint(
         state=sum(storages.values()) / unit,
         windows=sum(WINDOW * p.dim for p in parts if isinstance(p, Window)) / DIM,
-        buffers=sum(BUFFERS * p.dim for p in parts if isinstance(p, Window) and _averages(p)) / DIM,
+        buffers=sum(BUFFERS * p.dim for p in parts if isinstance(p, Window)) / DIM,
         sums=sum(p.own().numel() for p in parts if isinstance(p, Sums)) / DIM,
     )
 
@@ -193,10 +193,6 @@ def graph(algorithm: Any, size: int) -> topology.Topology:
 def tiny(rank: int, size: int) -> Quadratic:
     """Return an objective of ``DIM`` float32."""
     return Quadratic(b=torch.zeros(DIM), dtype=torch.float32)
-
-
-def _averages(window: Window) -> bool:
-    return bool(getattr(window, "attempts", 0))
 
 
 def _parts(value: Any) -> Iterator[Any]:
