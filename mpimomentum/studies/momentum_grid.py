@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mpimomentum.algorithms.auto_momentum import MU_MAX
 from mpimomentum.studies.study import Criterion, Mean, Results, Table, largest
 
 STEP, EFFECTIVE, AUTO = "step", "effective step", "auto"
@@ -72,8 +71,7 @@ class Accuracies:
         )
         return (
             f"{self.task.name}: points by which auto is below the best of {len(self.mus)} μ: "
-            f"{found}. It starts at μ = {MU_MAX:g} and measures while it trains; the best μ is "
-            "known only afterwards."
+            f"{found}. It measures while it trains; the best μ is known only afterwards."
         )
 
     def criteria(self) -> list[Criterion]:
