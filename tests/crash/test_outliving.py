@@ -84,7 +84,8 @@ def test_of_an_exchange_between_two_that_die_nothing_is_lost_or_counted_twice(
 ) -> None:
     done = launch(
         3,
-        *(JOB, "ad-psgd", "60", "continue", "60", "both"),
+        # ten exchanges between the two come in far fewer steps, unless the machine is very busy
+        *(JOB, "ad-psgd", "400", "continue", "60", "both"),
         tmp_path=tmp_path,
         options=keeping(family()),
         fresh=True,
