@@ -3,9 +3,9 @@
 Four ways. ``host``: vectors are there already. ``pinned``: they are copied to host memory that
 copies can use while others work, and go on from there. ``ipc``: ranks of one node open each other's
 device windows. ``direct``: MPI gets device pointers; for windows, between nodes, within which it is
-as ``ipc``. The last two need what not every machine has,
-and an MPI that is not made for device pointers dies of one: so they are tried before, in processes
-of their own, once a node (:mod:`mpimomentum.transport.cuda_probe`).
+as ``ipc``. The last two need what not every machine has, and an MPI that is not made for device
+pointers dies of one: so they are tried before, in processes of their own, once a node
+(:mod:`mpimomentum.transport.cuda_probe`).
 
 The choice is a function of what was asked for, what was found, and where the ranks are. What was
 asked for and cannot be is refused; nothing else is put in its place. Direct windows are to be asked
