@@ -28,7 +28,8 @@ TWO_EACH = ("--nodes=2", "--ntasks-per-node=2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
 LOOPBACK = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo", "OMPI_MCA_btl_tcp_if_include": "lo"}
 
-GOES_ON = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"}
+# how a job ends here; all other states of squeue(1) come before, some for a moment, like SIGNALING
+OVER = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}
 
 _NODE = """
 hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs -o size=50% tmpfs /dev/shm &&
@@ -176,7 +177,7 @@ class Cluster:
         """Wait until a job has printed `text`."""
 
         def over() -> bool:
-            return text in self.log(job) or not self.states(job) & GOES_ON
+            return text in self.log(job) or self.states(job) <= OVER
 
         try:
             self.until(over, f"{text!r} in the log of {job}", timeout_s)
@@ -189,7 +190,7 @@ class Cluster:
         """Wait until a job is over; return its state."""
 
         try:
-            self.until(lambda: not self.states(job) & GOES_ON, f"the end of job {job}", timeout_s)
+            self.until(lambda: self.states(job) <= OVER, f"the end of job {job}", timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n--- its log:\n{self.log(job)}") from None
         (state,) = self.states(job)

@@ -73,13 +73,14 @@ def test_every_argument_reaches_train_as_it_is(stage: Path, args: list[str], out
     assert not (stage / "pwned").exists()
 
 
-def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, state: str) -> None:
     """Or a saved job would be over, at night, for a moment of the controller's."""
     scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
     (tmp_path / "site.sh").write_text(f"{scripts}; LAUNCH=()\n")
     program(tmp_path / "mpimomentum", "exit 85")
     program(tmp_path / "sleep", 'echo "sleep $*" >>told')
-    answers = 'case $1 in show) echo "  JobState=RUNNING Reason=None" ;; esac'
+    answers = f'case $1 in show) echo "  JobState={state} Reason=None" ;; esac'
     busy = 'if [ "$(grep -c "^$*" told)" -lt 3 ]; then exit 1; fi'
     program(tmp_path / "scontrol", f'echo "$*" >>told; {busy}; {answers}')
     settings = {"SLURM_SCRIPTS": str(tmp_path), "OUT": str(tmp_path / "out")}
