@@ -116,6 +116,16 @@ class RunningJob:
         self.kill()
         raise AssertionError(f"{text!r} was not printed:\n{self.log.read_text(errors='replace')}")
 
+    def ends_soon_after(self, failed_at: Path) -> Job:
+        """Wait for a rank to make that file, then for the end, which is to come within SOON_S."""
+        for _ in looks(LIMIT_S, LOOK_S):
+            if failed_at.exists() or self.process.poll() is not None:
+                break
+            time.sleep(LOOK_S)
+        done = self.wait(SOON_S)
+        assert failed_at.exists(), done.output
+        return done
+
     def wait(self, timeout_s: float = LIMIT_S) -> Job:
         """Wait for the end; past `timeout_s` kill the job and fail."""
         for _ in looks(timeout_s, 1.0):

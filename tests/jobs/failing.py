@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def fail(what: str) -> None:
-    Path(os.environ["FAILED_AT"]).write_text(str(time.time()))
+    Path(os.environ["FAILED_AT"]).touch()
     raise ArithmeticError(f"the {what} of this rank is broken")
 
 
