@@ -140,7 +140,7 @@ def simulate(run_toml: Toml = None, /, *, config: SimulateConfig = _SIMULATE) ->
     mpimomentum simulate --workers 64 --slow 0:10 --jitter 0.2 --steps 200
     mpimomentum simulate --algorithm d-psgd --latency-s 0.001 --bandwidth-Bps 1e9
     mpimomentum simulate --replay runs/recorded --show 10..20 --until 20
-    mpimomentum simulate --from calibration.toml --workers 128 --gpus-per-node 4 --timing-only
+    mpimomentum simulate --from calibration.toml --workers 128 --timing-only
     ```
     """
     if launched_size() > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ NAP_S = 0.02  # a gradient that sleeps, where a step without one is measured
 STEPS = 25
 GRADIENTS = 10
 LENGTH = 10**6
+BETWEEN = {"latency_s": "2e-5", "bandwidth_Bps": "1.25e9"}  # of 10 Gb/s, to be put in by the user
 
 _TASK = Task()
 
@@ -59,8 +61,9 @@ def calibrate(
     ```
     mpirun -n 2 mpimomentum calibrate
     srun -N 2 --ntasks-per-node=4 mpimomentum calibrate --model resnet20 --data cifar10
-    mpimomentum simulate --from calibration.toml --workers 128 --algorithm ad-psgd --timing-only
     ```
+
+    Ends with a command that predicts 128 workers of what was measured.
 
     Parameters
     ----------
@@ -79,7 +82,7 @@ def calibrate(
         agreed(worker, lambda: _writable(out) if worker.rank == 0 else None)
         found = measure(worker, None if parameters is None else int(parameters), task)
         if worker.rank == 0:
-            _save(found, out)
+            _save(found, out, task)
     except (BadInput, RunFailed) as error:  # of all ranks: they know what was measured
         refuse_together(worker, error)
     except OSError as error:  # of rank 0: others may wait for it
@@ -184,7 +187,21 @@ def _writable(out: Path) -> None:
         raise BadInput(f"out={out} cannot be written: choose another --out")
 
 
-def _save(found: Calibration, out: Path) -> None:
+def prediction(found: Calibration, out: Path, task: Task) -> str:
+    """Return a command that predicts about 128 workers of what was measured, as it is."""
+    per_node = found.ranks // found.nodes
+    flags: dict[str, Any] = {"from": out}
+    for name in ("model", "data", "data_dir", "image_size", "batch_size"):
+        if getattr(task, name) != getattr(_TASK, name):
+            flags[name] = getattr(task, name)
+    flags["workers"] = per_node * max(1, round(128 / per_node))
+    if found.network is None:
+        flags |= {"gpus_per_node": per_node} | BETWEEN
+    words = (f"--{name.replace('_', '-')} {shlex.quote(str(v))}" for name, v in flags.items())
+    return f"mpimomentum simulate {' '.join(words)} --timing-only"
+
+
+def _save(found: Calibration, out: Path, task: Task) -> None:
     found.save(out)
     for name, link in (("within a node", found.node), ("between nodes", found.network)):
         if link is not None:
@@ -194,7 +211,9 @@ def _save(found: Calibration, out: Path) -> None:
             )
     step = found.step
     print(f"gradient of {step.model}: {step.gradient_s * 1e3:.3g} ms")
-    print(f"{out}: mpimomentum simulate --from {out} --workers 128")
+    if found.network is None:
+        print("between nodes: not measured; below as 10 Gb/s have it, put in yours")
+    print(f"{out}: {prediction(found, out, task)}")
 
 
 def register(app: App) -> None:

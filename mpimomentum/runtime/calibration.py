@@ -78,6 +78,11 @@ class Calibration:
         """Return what a step takes beside its gradient, for a model of so many parameters."""
         return self.step.update_s + self.step.update_s_per_parameter * parameters
 
+    @property
+    def room(self) -> int:
+        """Ranks that a node has room for: one a core, or as many as measured, on devices say."""
+        return max(self.cores, self.ranks // self.nodes)
+
     def workers_per_node(self, size: int) -> int:
         """Return on how many workers a node is to have among `size`, if nobody says."""
         return min(self.ranks // self.nodes, size) if self.network is not None else size

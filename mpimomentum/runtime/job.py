@@ -66,7 +66,8 @@ class Job:
         workers = len(roles(algorithm, topology.size)[0])
         parts = data.shards(dataset.train_y, workers, task.partition, config.seed, task.alpha)
         batch_size, smallest, largest = task.batch_size, len(parts[-1]), len(parts[0])
-        if batch_size > smallest:
+        timing_only = getattr(config, "timing_only", False)  # of a simulation: no samples are drawn
+        if batch_size > smallest and not timing_only:
             raise BadInput(
                 f"batch_size={batch_size}: each of {workers} workers has {smallest} samples of "
                 f"{task.data}; use a smaller batch_size, or fewer ranks"

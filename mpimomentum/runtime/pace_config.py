@@ -18,6 +18,10 @@ from mpimomentum.simulator.clock import Clock
 
 _log = logging.getLogger(__name__)
 
+_CROWDED = (
+    "all %d workers are on one node, which has room for %d: no messages between nodes were "
+    "measured; for several nodes give --gpus-per-node, --latency-s and --bandwidth-Bps"
+)
 _LINKS = ("latency_s", "bandwidth_Bps", "node_latency_s", "node_bandwidth_Bps")
 
 
@@ -138,6 +142,8 @@ class Network:
                     _log.warning("%s=%g as it is given; %s", name, given[name], said)
             if pace.compute_s is None:
                 known["compute_s"] = measured.gradient_of(task.model, task.data, task.batch_size)
+            if self.gpus_per_node is None and per_node > measured.room:
+                _log.warning(_CROWDED, per_node, measured.room)
         if pace.compute_s is not None:
             known["compute_s"] = pace.compute_s
         if self.gpus_per_node is not None:

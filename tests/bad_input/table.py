@@ -108,7 +108,9 @@ NAMES = [
     Row("train --staging fast", ("--staging fast", "pinned")),
     simulate("--record --algorithm async-server --mode sums", "mode='sums'", "use mode='server'"),
     simulate("--record --non-finite skip", "non_finite='skip'", "use non_finite='abort'"),
-    simulate("--record --timing-only", "timing_only=True", "leave record out"),
+    simulate(
+        "--record --timing-only", "timing_only=True", "simulate without it", "leave record out"
+    ),
     Row("train --record --out a --resume auto", ("resume='auto'", "begins at the beginning")),
     Row("train --record --device cuda:1", ("device='cuda'", "use device='cpu'")),
     Row(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shlex
+from pathlib import Path
 
 import pytest
 
 import mpimomentum as mm
+from mpimomentum import cli
 from mpimomentum.runtime import calibrate, link_times
 from mpimomentum.runtime.calibration import Calibration, Link, Step, load
 from mpimomentum.runtime.config import SimulateConfig
@@ -125,6 +129,46 @@ def test_nodes_that_the_virtual_clock_does_not_have_are_refused(nodes):
 @pytest.mark.parametrize("nodes", [ALONE, PAIR, TWO_NODES])
 def test_nodes_that_it_has_are_not(nodes):
     calibrate.check_nodes(nodes)
+
+
+# -- what it ends with -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("ranks", [2, 6])
+def test_the_command_that_is_printed_predicts_about_128_workers(
+    nodes, ranks, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    found = dataclasses.replace(FOUND, nodes=nodes, ranks=ranks)
+    found = dataclasses.replace(found, network=FOUND.network if nodes > 1 else None)
+    found.save(out := tmp_path / "a file.toml")
+    program, *words = shlex.split(calibrate.prediction(found, out, Task()))
+    assert program == "mpimomentum"
+    cli.app([*words, "--progress", "off", "--steps", "1", "--out", "run"], exit_on_error=False)
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 126 <= told["ranks"] <= 132
+    assert told["links"][0]["name"] != "node 0 inside"  # there are others
+    assert not caplog.messages
+
+
+def test_the_command_names_the_task_that_was_measured():
+    task = Task(model="mlp", batch_size=4, data_dir=Path("/a folder"))
+    words = shlex.split(calibrate.prediction(FOUND, Path("c.toml"), task))
+    for pair in (["--model", "mlp"], ["--batch-size", "4"], ["--data-dir", "/a folder"]):
+        assert pair in [words[i : i + 2] for i in range(len(words))]
+    assert "--data" not in words
+
+
+def test_more_workers_than_a_node_has_room_for_are_told_unless_asked_for(tmp_path, caplog):
+    one = dataclasses.replace(FOUND, network=None, nodes=1)  # 4 ranks measured, 2 cores
+    one.save(path := tmp_path / "c.toml")
+    clock(path, 4)
+    clock(path, 8, gpus_per_node=8)
+    assert not caplog.messages
+    clock(path, 8)
+    (message,) = caplog.messages
+    assert "all 8 workers are on one node, which has room for 4" in message
 
 
 # -- the file --------------------------------------------------------------------------------------
