@@ -184,7 +184,15 @@ Factor<T> Call::factor(const char* name, nb::handle object, std::int64_t n) {
     return {static_cast<T>(value), nullptr, nullptr, 0};
   }
   const Array each = array(name, object, {dtype_of<T>()}, Use::kRead);
-  if (each.scalar && each.device == kCpu) return {*each.as<const T>(), nullptr, nullptr, 0};
+  if (each.scalar && each.device == kCpu) {
+    given_.pop_back();  // its value travels with the call: it need not be where the vectors are
+    return {*each.as<const T>(), nullptr, nullptr, 0};
+  }
+  if (each.scalar && n != 1) {
+    refuse_value(std::string(name) + " is a number on " + place(each.device) +
+                 ", and to read it would wait for the GPU: give a Python number, or an array of " +
+                 std::to_string(n));
+  }
   check_size(each, n);
   return {T(0), each.as<const T>(), nullptr, 0};
 }

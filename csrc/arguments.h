@@ -54,6 +54,13 @@ class Few {
     }
     ++size_;
   }
+  void pop_back() {
+    if (--size_ > kInline) {
+      more_.pop_back();
+    } else {
+      more_.clear();
+    }
+  }
   T* begin() { return size_ > kInline ? more_.data() : first_; }
   T* end() { return begin() + size_; }
   const T* begin() const { return size_ > kInline ? more_.data() : first_; }
@@ -88,8 +95,9 @@ class Call {
   // (k, m) uint8, whose rows may be apart; 1 <= k <= 65535. m: what it must be; -1 for any.
   Array rows(const char* name, nanobind::handle object, std::int64_t m = -1);
 
-  // A number (an array without dimensions is one), or an array (n,) of one for each coordinate, of
-  // the dtype of T.
+  // A number, or an array (n,) of one for each coordinate, of the dtype of T. An array without
+  // dimensions is a number if the CPU has it, wherever the vectors are; a GPU's would be waited
+  // for.
   template <typename T>
   Factor<T> factor(const char* name, nanobind::handle object, std::int64_t n);
 

@@ -42,7 +42,8 @@ def empty_like(x: Array, shape: int | tuple[int, ...], dtype: str | None = None)
     if type(x).__module__.partition(".")[0] == "cupy":
         import cupy  # optional; it is here, or x would not be
 
-        return cupy.empty(shape, dtype or x.dtype)
+        with x.device:  # cupy's current one may be another
+            return cupy.empty(shape, dtype or x.dtype)
     t = as_tensor(x)
     return torch.empty(shape, dtype=getattr(torch, dtype) if dtype else t.dtype, device=t.device)
 

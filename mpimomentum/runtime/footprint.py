@@ -120,7 +120,7 @@ def lines(table: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, rows))
     kinds = "".join(f"{title:>7}" for title in ("model", "state", "window", "sums"))
     sides = "".join(f"{title:>6}" for title in ("host", *("GPU", "host") * 2, "GPU"))
-    yield f"{'':{width}}{'vectors':>28}{'host':>6}{'pinned':>12}{'ipc':>12}{'direct':>6}"
+    yield f"{'':{width}}{'vectors':>28}{'host':>6}{'pinned':>11}{'ipc':>12} {'direct':>6}"
     yield f"{'':{width}}{kinds}{sides}"
     for flags, row in rows.items():
         held = [v for kind, v in row["vectors"].items() if kind != "buffers"]

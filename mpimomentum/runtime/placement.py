@@ -247,11 +247,12 @@ def _card(placement: Placement, seen: Seen) -> str:
     if not placement.on_gpu:
         return ""
     index = int(placement.name.partition(":")[2])
+    names = names_of(seen.visible)
+    name = index if names is None else names[index]
     if placement.pretended:
-        names = names_of(seen.visible)
-        return f"pretended {index if names is None else names[index]}"
+        return f"pretended {name}"
     card = torch.cuda.get_device_properties(index)
-    return f"{card.name} {card.uuid}"
+    return f"{card.name} {getattr(card, 'uuid', name)}"  # torch has it from 2.5 on
 
 
 def _count(n: int, what: str) -> str:

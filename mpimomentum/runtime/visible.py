@@ -14,7 +14,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 PRETEND = "MPIMOMENTUM_PRETEND_GPUS"
 
 _NOTHING = ("", "-1", "NoDevFiles")  # the last is Slurm's, in jobs without GPUs
-_NUMBER, _UUID = re.compile(r"\d+"), re.compile(r"(GPU|MIG)-[0-9a-fA-F-/]+")
+_NUMBER, _UUID = re.compile(r"\d+"), re.compile(r"(GPU|MIG|MIG-GPU)-[0-9a-fA-F-/]+")
 _REMEDY = f"correct or unset {VISIBLE}, or compute on the CPU with --device cpu"
 
 

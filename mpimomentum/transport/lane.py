@@ -9,7 +9,8 @@ device (:meth:`Lane.after`), and the CPU, other processes and MPI, for which a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -218,9 +219,26 @@ def lane_of(device: torch.device) -> Lane:
 
 
 def _cuda_tensors(value: Any) -> Iterator[torch.Tensor]:
-    for v in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(v, torch.Tensor) and v.is_cuda:
-            yield v
+    """Yield those in `value`: one, or lists, tuples, dicts and dataclasses of them."""
+    left, seen = [value], set()
+    while left:
+        v = left.pop()
+        if isinstance(v, torch.Tensor):
+            if v.is_cuda:
+                yield v
+        elif id(v) not in seen:  # it may hold itself
+            seen.add(id(v))
+            left.extend(_held(v))
+
+
+def _held(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, f.name) for f in dataclasses.fields(value)]
+    return ()
 
 
 class Marked(Poll[None]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,22 @@ def missing() -> str | None:
     return None
 
 
+def by_module(*modules: ModuleType) -> dict[str, Callable[..., None]]:
+    """Return the tests of ``test_NAME_kernels`` as ``test_NAME_...``; some are named alike."""
+    return {
+        f"test_{module.__name__.rpartition('.')[2].split('_')[1]}{name.removeprefix('test')}": test
+        for module in modules
+        for name, test in vars(module).items()
+        if name.startswith("test_")
+    }
+
+
 class OnGpu:
     """The extension's functions for arrays on the CPU: copied to the GPU, computed on, copied back.
 
     A copy starts as many bytes beyond a multiple of 16 as its original, its rows are as far apart,
-    and arguments that are the same array stay the same.
+    and arguments that are the same array stay the same. What has no dimension is a number, and
+    stays.
     """
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -46,7 +58,7 @@ def _there(argument: Any, copies: dict[Any, tuple[torch.Tensor, torch.Tensor]]) 
         return [_there(a, copies) for a in argument]
     if isinstance(argument, np.ndarray):
         argument = torch.from_numpy(argument)
-    if not isinstance(argument, torch.Tensor):
+    if not isinstance(argument, torch.Tensor) or argument.dim() == 0:
         return argument
     key = (argument.data_ptr(), argument.shape, argument.dtype)
     if key not in copies:

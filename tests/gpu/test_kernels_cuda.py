@@ -13,7 +13,7 @@ from mpimomentum.codecs import mix, sign, wire
 from tests.unit.kernels import test_mix_kernels, test_sign_kernels, test_wire_kernels
 from tests.unit.kernels.conftest import rng  # noqa: F401  # a fixture
 
-from .on_gpu import OnGpu, missing
+from .on_gpu import OnGpu, by_module, missing
 
 if reason := missing():
     pytest.skip(f"the CUDA kernels were not run: {reason}", allow_module_level=True)
@@ -24,8 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The given NumPy array is not writable:UserWarning",
 )
 
-for _module in (test_sign_kernels, test_mix_kernels, test_wire_kernels):
-    globals().update({name: f for name, f in vars(_module).items() if name.startswith("test_")})
+globals().update(by_module(test_sign_kernels, test_mix_kernels, test_wire_kernels))
 
 
 @pytest.fixture

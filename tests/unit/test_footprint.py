@@ -83,6 +83,7 @@ def test_the_table_scales_with_the_model_and_json_says_the_same(
     cli.app(["list", "--memory", "25e6", "ad-psgd"], exit_on_error=False)
     said = capsys.readouterr().out
     assert "2.5e+07 float32 parameters: a vector is 0.1 GB." in said
+    assert said.splitlines()[5].split()[1:] == ["host", "pinned", "ipc", "direct"]
     (row,) = [line.split() for line in said.splitlines() if line.startswith("ad-psgd   ")]
     #               model, state, windows, sums; host; pinned: GPU, host; ipc: GPU, host; direct
     assert row == ["ad-psgd", "2", "2", "2", "0", "0.6", "0.4", "0.2", "0.6", "0", "0.8"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
 
 from mpimomentum.transport.driver import InlineDriver, ThreadDriver
 from mpimomentum.transport.hand_offs import HandOffs
+from mpimomentum.transport.lane import CudaProgram
 from mpimomentum.transport.mean_gradient import MeanOfParts
 from mpimomentum.transport.progress import Backoff, Engine, NextPoll
 from mpimomentum.worker import Handle
@@ -192,3 +195,29 @@ def test_parts_are_averaged_once_computed_and_seen_once_averaged(kind) -> None:
 
         loop.driver.run(body(), "body")
         loop.driver.close()
+
+
+class OnGpu(torch.Tensor):
+    """Host memory that says to be a GPU's, and by which streams it was used."""
+
+    is_cuda = True
+    used_by: list[str]
+
+    def record_stream(self, stream: str) -> None:
+        self.used_by = [*getattr(self, "used_by", []), stream]
+
+
+@dataclasses.dataclass
+class State:
+    x: torch.Tensor
+    nested: Any
+
+
+def test_whatever_holds_vectors_of_the_lane_they_are_adopted(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the program's")
+    a, b, c, d, e = (torch.zeros(2).as_subclass(OnGpu) for _ in range(5))
+    value = {"model": a, "state": State(b, [c, (d,), torch.ones(1), 3, None]), "class": State}
+    value["itself"] = value
+    for handed_over in (value, e):
+        CudaProgram(torch.device("cuda", 0)).adopt(handed_over)
+    assert [v.used_by for v in (a, b, c, d, e)] == [["the program's"]] * 5

@@ -57,6 +57,7 @@ def pretend(there: int, visible: str | None = None) -> dict[str, str]:
         ("cuda:1", Seen(4), 0, "cuda:1"),
         ("cuda:0", Seen(1), 3, "cuda:0"),
         ("auto", Seen(2, "GPU-5ebe9f43-1f,MIG-7"), 1, "cuda:1"),
+        ("auto", Seen(1, "MIG-GPU-5ebe9f43-1f/1/0"), 0, "cuda:0"),  # before CUDA 11.4
         ("auto", Seen(2, "1, 0"), 1, "cuda:1"),
         ("auto", Seen(1, "1,-1,0"), 1, "cuda:0"),
     ],
@@ -276,6 +277,21 @@ def test_a_rank_that_will_only_refuse_follows_the_others() -> None:
 def test_placements_travel_as_plain_values() -> None:
     mine = Placement("cuda:3", "because", pretended=True, card="c")
     assert agreed([(0, "", asdict(mine))]) == [mine]
+
+
+@pytest.mark.parametrize(("visible", "card"), [("3", "H200 3"), (None, "H200 0")])
+def test_cards_of_a_torch_that_does_not_know_their_uuid(
+    visible: str | None, card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        name = "H200"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "cuda", "12.1")
+    placing = Placing("cuda", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    _alone(placing, 0)
+    assert placing.everyones[0].card == card
 
 
 @pytest.mark.parametrize("visible", ["0,1", "2,0,3"])

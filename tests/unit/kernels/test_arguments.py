@@ -281,6 +281,40 @@ def test_arrays_that_must_differ_may_not_be_the_same() -> None:
         mm.mix.exchange(x, f(), x)
 
 
+class ClaimsToBeOnAGpu(torch.Tensor):
+    """Host memory that says to be a GPU's."""
+
+    CLAIMS = (("is_cpu", False), ("is_cuda", True))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for name, claim in cls.CLAIMS:
+            if func == getattr(torch.Tensor, name).__get__:
+                return claim
+        if func == torch.Tensor.get_device:
+            return 0
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.skipif(not NATIVE, reason="torch mixes them")
+def test_a_number_as_an_array_need_not_be_where_the_vectors_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def current_stream(device: int) -> Any:  # what a build with CUDA comes to next
+        raise LookupError(f"x is on cuda:{device}, and has no stream")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    x, m, g = (torch.ones(3).as_subclass(ClaimsToBeOnAGpu) for _ in range(3))
+    for lr in (torch.tensor(0.5), np.array(0.5, np.float32)):
+        with pytest.raises((ValueError, LookupError), match="x is on cuda:0, and"):
+            mm.mix.heavy_ball(x, m, g, lr, 0.9)
+    with pytest.raises(ValueError, match="x is on cuda:0 and lr on the CPU"):
+        mm.mix.heavy_ball(x, m, g, torch.ones(3), 0.9)
+    there = torch.tensor(0.5).as_subclass(ClaimsToBeOnAGpu)
+    with pytest.raises(ValueError, match=r"lr is a number on cuda:0, .* an array of 3"):
+        mm.mix.heavy_ball(x, m, g, there, 0.9)
+
+
 def test_a_refused_call_changes_nothing() -> None:
     x, m = f(), f()
     with pytest.raises(ValueError, match="g must have 20"):

@@ -5,6 +5,10 @@ There is no GPU here: what is looked at is what is read, refused, and who is to 
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -184,3 +188,22 @@ def test_no_copy_is_made_of_anything() -> None:
 
 def test_sizes_are_read_without_touching_the_memory() -> None:
     assert arrays.size(Presents((3, 8))) == 24
+
+
+def test_a_new_array_of_cupy_is_on_the_device_of_the_one_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current = ["cuda:0"]
+
+    @contextlib.contextmanager
+    def on(device: str) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    cupy: Any = types.ModuleType("cupy")
+    cupy.empty = lambda shape, dtype: (shape, dtype, current[-1])
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    of_cupy = type("ndarray", (), {"__module__": "cupy", "device": on("cuda:1"), "dtype": "f4"})
+    assert arrays.empty_like(of_cupy(), 3) == (3, "f4", "cuda:1")
+    assert current == ["cuda:0"]
