@@ -1,8 +1,10 @@
 """own_loop.py, saved as it goes: started again after a kill or a SIGTERM, it goes on.
 
 mpirun -n 4 python examples/saved_loop.py
+PROGRAM='python examples/saved_loop.py' sbatch slurm/train.sbatch
 """
 
+import os
 import sys
 
 import torch
@@ -26,9 +28,9 @@ model = nn.Sequential(
 )
 optimizer = mm.DistributedOptimizer(model, mm.ADPSGD(lr=0.05, mu=0.9), worker)
 scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=100, gamma=0.5)
-checkpoints = mm.Checkpoints(
-    "runs/saved-loop", every=50, resume="auto", stop=stop, parts={"scheduler": scheduler}
-)
+out = os.environ.get("OUT", "runs/saved-loop")
+parts = {"scheduler": scheduler}
+checkpoints = mm.Checkpoints(out, every=50, resume="auto", stop=stop, parts=parts)
 
 
 def batch(step):

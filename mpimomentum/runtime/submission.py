@@ -159,6 +159,7 @@ class Resources:
         """Return the variables of the batch script that they come to."""
         site = str(Path(self._site).absolute()) if "/" in self._site else self._site
         chosen = {"SITE": site, "LAUNCHER": self._launcher, "SLURM_SCRIPTS": str(SCRIPTS)}
+        chosen |= {"PROGRAM": ""}  # whatever the shell has it for
         return chosen | ({"PMI": self.pmi} if self.pmi else {})
 
 

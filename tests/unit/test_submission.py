@@ -49,6 +49,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
     (folder / "site.sh").write_text(f"{scripts}; LAUNCH=()\n")
     program(folder / "mpimomentum", r'printf "%s\0" "$@" >told')
+    program(folder / "sleep", "exec /bin/sleep .01")
     return folder
 
 
@@ -73,26 +74,87 @@ def test_every_argument_reaches_train_as_it_is(stage: Path, args: list[str], out
     assert not (stage / "pwned").exists()
 
 
+class Slurm:
+    """Stands in for what a batch script calls: `site` is sourced, `rank` runs as its one rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.site, self.rank = folder, "", "exit 85"
+        program(folder / "sleep", '[ "$1" != 1 ] || exec /bin/sleep .01; echo "sleep $*" >>told')
+        self.scontrol()
+
+    def scontrol(self, state: str = "RUNNING", busy: int = 0) -> None:
+        """Let it show that state; of each request it does not answer the first so many."""
+        answers = f'case $1 in show) echo "  JobState={state} Reason=None" ;; esac'
+        refuses = f'if [ "$(grep -c "^$*" told)" -le {busy} ]; then exit 1; fi'
+        program(self.folder / "scontrol", f'echo "$*" >>told; {refuses}; {answers}')
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the script to its end."""
+        scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
+        (self.folder / "site.sh").write_text(f"{scripts}; LAUNCH=()\n{self.site}\n")
+        program(self.folder / "mpimomentum", f"echo train >>told; {self.rank}")
+        settings = {"SLURM_SCRIPTS": str(self.folder), "OUT": str(self.folder / "out")}
+        with contextlib.chdir(self.folder):
+            Path("job.sbatch").write_text(script([], settings, args), encoding="utf-8")
+        known = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "n"}
+        env = {**os.environ, **known, "PATH": f"{self.folder}:{os.environ['PATH']}", **env}
+        command = ["bash", "job.sbatch"]
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, check=False
+        )
+
+    @property
+    def told(self) -> list[str]:
+        """Return what was called, in order."""
+        return (self.folder / "told").read_text().splitlines()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    return Slurm(tmp_path)
+
+
+AGAIN = ["show job 1", "requeue 1", "sleep 300"]
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
-def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, state: str) -> None:
+def test_a_controller_that_does_not_answer_is_asked_again(slurm: Slurm, state: str) -> None:
     """Or a saved job would be over, at night, for a moment of the controller's."""
-    scripts = f"SLURM_SCRIPTS={ROOT}/slurm; export SLURM_SCRIPTS"
-    (tmp_path / "site.sh").write_text(f"{scripts}; LAUNCH=()\n")
-    program(tmp_path / "mpimomentum", "exit 85")
-    program(tmp_path / "sleep", 'echo "sleep $*" >>told')
-    answers = f'case $1 in show) echo "  JobState={state} Reason=None" ;; esac'
-    busy = 'if [ "$(grep -c "^$*" told)" -lt 3 ]; then exit 1; fi'
-    program(tmp_path / "scontrol", f'echo "$*" >>told; {busy}; {answers}')
-    settings = {"SLURM_SCRIPTS": str(tmp_path), "OUT": str(tmp_path / "out")}
-    with contextlib.chdir(tmp_path):
-        (tmp_path / "job.sbatch").write_text(script([], settings, []), encoding="utf-8")
-    known = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "n"}
-    env = {**os.environ, **known, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, env=env, check=False)
-    assert done.returncode == 85
-    told = (tmp_path / "told").read_text().splitlines()
+    slurm.scontrol(state, busy=2)
+    assert slurm.run().returncode == 85
     asked = ["show job 1", "sleep 15"] * 2 + ["show job 1"]
-    assert told == [*asked, *("requeue 1", "sleep 15") * 2, "requeue 1", "sleep 300"]
+    assert slurm.told == ["train", *asked, *("requeue 1", "sleep 15") * 2, "requeue 1", "sleep 300"]
+
+
+def test_a_job_that_slurm_ends_is_not_queued_again(slurm: Slurm) -> None:
+    slurm.scontrol("CANCELLED")
+    done = slurm.run()
+    assert (done.returncode, slurm.told) == (85, ["train", "show job 1"])
+    assert "Slurm is ending it (CANCELLED)" in done.stdout
+
+
+def test_a_signal_while_modules_load_is_not_lost(slurm: Slurm) -> None:
+    """They take seconds; without a trap the job would be over, and its ranks need not begin."""
+    slurm.site = "kill -USR1 $$"
+    done = slurm.run()
+    assert "job 1: asked to stop, USR1" in done.stdout
+    assert (done.returncode, slurm.told) == (85, AGAIN)
+
+
+def test_ranks_that_end_while_a_signal_is_dealt_with_are_asked_how(slurm: Slurm) -> None:
+    """The signal ends the script's wait, and its own number comes in place of theirs."""
+    slurm.site = 'echo() { while kill -0 "${step:-none}"; do :; done; builtin echo "$@"; }'
+    slurm.rank = 'trap "" USR1; kill -USR1 "$PPID"; exit 85'
+    done = slurm.run()
+    assert (done.returncode, slurm.told) == (85, ["train", *AGAIN]), done.stderr
+
+
+def test_a_program_of_ones_own_gets_its_arguments_and_the_run_directory(slurm: Slurm) -> None:
+    slurm.rank = "exit 1"
+    text = 'echo "$OUT" "$@" >>told; [ "$1" = again ] || exit 0; exit 85'
+    mine = program(slurm.folder / "mine", text)
+    assert slurm.run("again", "--lr", "1", PROGRAM=f"bash {mine}").returncode == 85
+    assert slurm.told == [f"{slurm.folder}/out again --lr 1", *AGAIN]
 
 
 def test_the_script_is_that_of_the_folder_slurm(tmp_path: Path) -> None:
