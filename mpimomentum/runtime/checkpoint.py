@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mpimomentum.runtime import checkpoint_files as files
-from mpimomentum.runtime.agreement import exchanged
+from mpimomentum.runtime.agreement import agreed, exchanged
 from mpimomentum.runtime.checkpoint_files import DIRECTORY, Manifest, Packed, Tree
 from mpimomentum.runtime.checkpoint_program import Part, collected, handed_out
 from mpimomentum.runtime.checkpoint_search import search
 from mpimomentum.runtime.checkpoint_writing import Writing
+from mpimomentum.runtime.claim import Claim
 from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.identity import Identity, hyper_parameters
 from mpimomentum.runtime.loop import Stop
@@ -132,6 +133,7 @@ class Checkpoints:
         self._identity: dict[str, Any] = {}
         self._loaded: Tree | None = None
         self._opened = False
+        self._claim: Claim | None = None
         self._workers = 1
         self._synchronous = True
         self._stopping = False
@@ -150,7 +152,8 @@ class Checkpoints:
         ------
         BadInput
             On all ranks, if there is none where one is asked for, it is damaged, the run that
-            wrote it was another, or has made more than the steps asked for.
+            wrote it was another, or has made more than the steps asked for; or if another run
+            writes to `out`.
         """
         if self._opened:
             return
@@ -164,6 +167,9 @@ class Checkpoints:
         if found is not None:
             self._writing.last, self.found, self._loaded = found.path, found.manifest, found.tree
             self._steps = [] if RESIZED in found.tree else found.manifest.steps
+        if self._reason is not None:
+            claiming = w.rank == 0
+            self._claim = agreed(w, lambda: Claim(self.directory.parent) if claiming else None)
         self._opened = True
 
     @property
@@ -254,7 +260,7 @@ class Checkpoints:
         if goes_on:
             self._listen(w)
         else:
-            await self._writing.close(w)
+            await self._close(w)
         return goes_on
 
     async def keep(self, w: MPIWorker, state: Any, last: bool) -> bool:
@@ -269,12 +275,17 @@ class Checkpoints:
         everyone = torch.ones(w.size)  # a loop of one's own outlives nobody
         await self._take(w, state, rows[:, 0].tolist(), stopping, everyone)
         if stopping or last:
-            await self._writing.close(w)
+            await self._close(w)
         return not (stopping or last)
 
     async def settle(self, w: MPIWorker) -> None:
         """Wait until what is being written is there."""
         await self._writing.settle(w)
+
+    async def _close(self, w: MPIWorker) -> None:
+        await self._writing.close(w)
+        if self._claim is not None:
+            self._claim.give_back()
 
     async def _take(
         self, w: MPIWorker, state: Any, steps: list[int], stopping: bool, here: torch.Tensor

@@ -38,6 +38,11 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path, algorithm: str, name: st
     endless = (*run, "--steps", "1000000", "--progress", "lines")
     job = start(2, STOPPING, *endless, tmp_path=tmp_path, fresh=True)
     output = job.wait_for("samples/s")  # it is under way
+    there = tmp_path / "second"
+    there.mkdir()
+    second = launch(2, STOPPING, *endless, tmp_path=there)  # into the same directory
+    assert second.returncode == 2, second.output
+    assert second.output.count("another run is writing there") == 1
     os.kill(int(re.search(r"pid 1 (\d+)", output).group(1)), getattr(signal, name))
     stopped = job.wait()
     assert stopped.returncode == 85, stopped.output
