@@ -4,15 +4,20 @@
 linear speed-up: n workers need an n-th of the steps to the same accuracy, and a fraction 1/I of the
 rounds of communication. How large I may be depends on how much the workers' data differ.
 
-**Measured**: f_i = ½ h_i (x − b_i)² with unit noise on 4000 coordinates; the mean of (x̄ − x*)² over
-them, after every step, x̄ the average of the workers' models. Steps until it is 1e-3 from 1, with
+**Measured**: f_i = ½ h_i (x − b_i)² with unit noise on 2000 coordinates; the mean of (x̄ − x*)² over
+them, after every step, x̄ the average of the workers' models. Steps until it is 3e-4 from 1, with
 the step η at which its noise floor is half of that by the exact law of its variance: each n gets
 the step that suits it, n = 1 as well. Once with the same data everywhere; once with two kinds of
 workers, of curvatures 1 and 3 and minima 2.5 and 0.5, as if data were sorted by label.
 
-**Refuted** if, with the same data, the most workers are not 0.75 n times as fast as one at any I,
-or a floor is more than 6 % from the law's; if with different data the floor at the largest I is not
-twice that at I = 1.
+The claim is about small steps, at which momentum only makes them longer, η/(1 − μ). Near critical
+damping, η = (1 − √μ)², it also makes each worth more: one worker alone, with the step of 32 and a
+32nd of the variance, would be 1.08 × 32 times as fast. That part is not the workers'; with a target
+of 1e-3 the step of 32 is past critical damping, and it is 1.46.
+
+**Refuted** if, with the same data, the most workers are not 0.75 n times as fast as one at every I,
+or at one of them more than 1.2 n times, which would not be theirs; or if a floor is more than 6 %
+from the law's; if with different data the floor at the largest I is not twice that at I = 1.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from mpimomentum.studies.study import (
     smallest,
 )
 
-MU, TARGET, COORDINATES = 0.9, 1e-3, 4000
+MU, TARGET, COORDINATES = 0.9, 3e-4, 2000
 SAME, DIFFERENT = "same data", "different data"
 OF_DIFFERENT = 8  # workers
 
@@ -78,7 +83,7 @@ class _LinearSpeedUp:
     def measure(self, *, kind: str, workers: int, every: int, seed: int) -> Figures:
         lr = step_size(workers)
         predicted = (1 - MU) / (2 * lr) * math.log(2 / TARGET)
-        steps = -(-round(3 * predicted + 10 / (1 - MU)) // every) * every
+        steps = -(-round(2 * predicted + 10 / (1 - MU)) // every) * every
         totals: dict[int, tuple[int, torch.Tensor]] = {}
         errors = np.full(steps, math.nan)
 
@@ -121,12 +126,11 @@ class _LinearSpeedUp:
             for value in [_at(same, n, every).mean("floor").mean]
         ]
         most = sizes[-1]
+        of_most = [means[-1].mean / most for means in speed_up.values()]
+        what = f"speed-up by {most} workers over {most}"
         criteria = [
-            Criterion(
-                f"speed-up by {most} workers over {most}, at the worst I",
-                smallest(means[-1].mean for means in speed_up.values()) / most,
-                low=0.75,
-            ),
+            Criterion(f"{what}, at the worst I", smallest(of_most), low=0.75),
+            Criterion(f"{what}, at the best I", largest(of_most), high=1.2),
             Criterion("noise floor over the law's, smallest", smallest(floors), low=0.94),
             Criterion("noise floor over the law's, largest", largest(floors), high=1.06),
             Criterion(
@@ -189,7 +193,7 @@ def _draw(
             | {"linewidth": 1.6 + 2.2 * (last - i), "markersize": 3.5 + 2.2 * (last - i)},
             label=f"I = {every}",
         )
-    left.plot(sizes, sizes, ":", color="black", linewidth=1)
+    left.plot(sizes, sizes, ":", color="black", linewidth=1, zorder=3)  # above the curves
     left.set_yscale("log", base=2)
     left.yaxis.set_ticks(sizes, [str(n) for n in sizes])
     left.set_xlabel("workers n")
