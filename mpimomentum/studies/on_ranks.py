@@ -18,7 +18,17 @@ from typing import Any
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.studies.study import Figures
 
-LIMIT_S = 600.0
+LIMIT_S, GRACE_S = 600.0, 10.0
+# mpirun ends with the process (the thread, in truth) that started it, however that ends, and its
+# ranks with mpirun. By SIGTERM: the ranks of an Open MPI mpirun that is killed go on without it.
+_FOLLOWING = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("who started this has ended meanwhile")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 # More ranks than cores, as root in a container: what Open MPI refuses or waits for by default.
 # MPICH reads none of them; what the user has set stays.
 DEFAULTS: Mapping[str, str] = {
@@ -56,25 +66,38 @@ def measure_on_ranks(name: str, size: int, case: Mapping[str, Any]) -> Figures:
     """
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "figures.json"
+        following = [sys.executable, "-I", "-S", "-c", _FOLLOWING, str(os.getpid())]
         program = [sys.executable, "-m", "mpimomentum.studies.on_ranks"]
         command = [require(), "-n", str(size), *program, name, json.dumps(case), str(out)]
-        try:
-            done = subprocess.run(
-                command,
-                env={**DEFAULTS, **os.environ},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RunFailed(f"{size} ranks were not done after {LIMIT_S:.0f} s") from error
-        if done.returncode or not out.exists():
-            raise RunFailed(f"{size} ranks ended with {done.returncode}: {done.stdout[-2000:]}")
+        with subprocess.Popen(
+            [*following, *command],
+            env={**DEFAULTS, **os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as job:
+            try:
+                said, _ = job.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired as error:
+                raise RunFailed(f"{size} ranks were not done after {LIMIT_S:.0f} s") from error
+            finally:
+                _end(job)
+        if job.returncode or not out.exists():
+            raise RunFailed(f"{size} ranks ended with {job.returncode}: {said[-2000:]}")
         figures: Figures = json.loads(out.read_text("utf-8"))
     return figures
+
+
+def _end(job: subprocess.Popen[str]) -> None:
+    """End a job that is still under way, its ranks with it if mpirun does what it is asked."""
+    if job.poll() is not None:
+        return
+    job.terminate()
+    try:
+        job.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        job.kill()
 
 
 def main() -> None:
