@@ -8,13 +8,16 @@ of a small perceptron on the digits, and (not with ``--quick``) of LeNet-5 on Fa
 delay comes from τ + 1 workers of equal speed. Once at a fixed step η, where the claim is usually
 shown; and side by side at a fixed *effective* step η/(1 − μ), where a larger μ does not mean a
 larger step. ``mu="auto"``, which measures staleness and stiffness and chooses for itself, is in the
-same axes. ``--mpi``: the digits with 1, 2, 4 and 8 real ranks, whose mean staleness is n − 1.
+same axes. ``--mpi``: the digits with 1, 2, 4 and 8 real ranks. Every update
+of another rank falls between two of one's own, so their mean staleness is n − 1, less what is made
+when others have ended.
 
 **Refuted** if, at the fixed step, the best μ does not fall from the smallest τ to the largest; and
 the claim is put in its place if at a fixed effective step accuracy at the largest τ is still good
 (80 % on the digits, 65 % of LeNet, which has seen a quarter of an epoch) and hardly depends on μ:
 at most half as much as at a fixed step. ``auto`` fails if it is more than 2 points below the best μ
-at any τ.
+at any τ. Ranks are not what the virtual workers stand for if their mean staleness is more than
+n − 1, or less than half of it.
 """
 
 from __future__ import annotations
@@ -37,11 +40,14 @@ from mpimomentum.studies.on_ranks import measure_on_ranks
 from mpimomentum.studies.study import (
     Case,
     Conclusion,
+    Criterion,
     Figures,
     Mean,
     Plan,
     Results,
     Table,
+    largest,
+    smallest,
 )
 
 if TYPE_CHECKING:
@@ -83,6 +89,10 @@ class _MomentumVsAsynchrony:
             for task, fixed, mu, tau, on in settings
         ]
 
+    def alone(self, case: Case) -> bool:
+        """Whether a case is to be measured while no other is."""
+        return bool(case["on"] == REAL)
+
     def measure(self, **case: Any) -> Figures:
         if case["on"] == REAL:
             return measure_on_ranks("momentum-vs-asynchrony", case["tau"] + 1, case)
@@ -121,6 +131,8 @@ class _MomentumVsAsynchrony:
             "column auto: momentum chosen by measured staleness and stiffness."
         )
         criteria = [criterion for a in measured for criterion in a.criteria()]
+        if len(real):
+            criteria += _stale(real)
         return Conclusion(caption, tables, criteria, _draw(measured), remarks)
 
 
@@ -183,6 +195,15 @@ def _real(real: Results, virtual: Results) -> Table:
         )
     columns = ("ranks", "μ", "staleness", "accuracy (%)", "of as many virtual workers (%)")
     return Table(f"{DIGITS.name} on real ranks, η = {DIGITS.lr:g}", columns, rows)
+
+
+def _stale(real: Results) -> list[Criterion]:
+    found = [figures["staleness"] / case["tau"] for case, figures in real.found if case["tau"]]
+    what = "real ranks: mean staleness over n − 1"
+    return [
+        Criterion(f"{what}, smallest", smallest(found), low=0.5),
+        Criterion(f"{what}, largest", largest(found), high=1.0),
+    ]
 
 
 def _nowhere(record: Any) -> None:

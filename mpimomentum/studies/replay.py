@@ -83,6 +83,10 @@ class _Replay:
             for name in ALGORITHMS
         ]
 
+    def alone(self, case: Case) -> bool:
+        """Whether a case is to be measured while no other is."""
+        return bool(case["on"] == REAL)
+
     def measure(self, **case: Any) -> Figures:
         if case["on"] == REAL:
             return measure_on_ranks("replay", WORKERS, case)

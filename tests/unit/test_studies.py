@@ -147,7 +147,16 @@ def test_the_processes_of_a_study_that_was_killed_end_too(tmp_path):
     assert killed.returncode == -signal.SIGKILL
 
 
-def test_what_is_measured_alone_comes_last_in_one_process(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "real"),
+    [
+        ("stragglers", {"ranks"}),
+        ("momentum-vs-asynchrony", {"ranks"}),
+        ("replay", {"ranks"}),
+        ("scaling", {"calibration", "ranks"}),
+    ],
+)
+def test_what_is_measured_alone_comes_last_in_one_process(monkeypatch, name, real):
     began = []
 
     def in_processes(name, cases, most):
@@ -155,21 +164,13 @@ def test_what_is_measured_alone_comes_last_in_one_process(monkeypatch):
         return iter(())
 
     monkeypatch.setattr(measuring, "_in_processes", in_processes)
-    study = registry.load("stragglers")
-    cases = study.cases(Plan(quick=True, seeds=1, mpi=True))
-    list(measuring._measure("stragglers", cases[::-1]))
+    cases = registry.load(name).cases(Plan(quick=True, seeds=1, mpi=True))
+    list(measuring._measure(name, cases[::-1]))
     (others, _), (alone, most) = began
     assert most == 1
-    assert {case["on"] for case in alone} == {"ranks"}
-    assert {case["on"] for case in others} == {"virtual workers"}
+    assert {case["on"] for case in alone} == real
+    assert {case["on"] for case in others}.isdisjoint(real)
     assert len(others) + len(alone) == len(cases)
-    began.clear()
-    scaling = registry.load("scaling").cases(Plan(quick=True, seeds=1, mpi=True))
-    list(measuring._measure("scaling", scaling))
-    (others, _), (alone, most) = began
-    assert most == 1
-    assert {case["on"] for case in alone} == {"calibration", "ranks"}
-    assert {case["on"] for case in others} == {"virtual"}
     began.clear()
     list(measuring._measure("katyusha-x", cases))  # says nothing about it
     assert [len(c) for c, _ in began] == [len(cases), 0]
@@ -282,7 +283,7 @@ def came_to_nothing(name, case):
 @pytest.mark.parametrize(
     ("name", "passed"),
     [
-        ("linear-speedup", [False] * 4),
+        ("linear-speedup", [False] * 5),
         ("katyusha-x", [False, True, False, False]),  # the second is of Katyusha X alone
         # no μ trains without weights; the toy's rates are nothing's, but below gradient descent's
         ("staleness-weights", [False, False, False, True, False, True]),
@@ -320,6 +321,19 @@ def test_without_fashion_mnist_its_part_is_left_out_and_said_to_be(monkeypatch, 
     assert "apt-get install dataset-fashion-mnist" in conclusion.remarks[-1]
     assert conclusion.tables[-1].columns == ("left out",)
     assert not any("LeNet" in c.what for c in conclusion.criteria)
+
+
+@pytest.mark.parametrize(("of_all", "passed"), [(0.4, False), (0.9, True), (1.1, False)])
+def test_ranks_whose_staleness_is_not_that_of_as_many_workers_do_not_pass(of_all, passed):
+    study, plan = registry.load("momentum-vs-asynchrony"), Plan(quick=True, seeds=1, mpi=True)
+    found = [
+        (case, {"accuracy": 90.0, "staleness": case["tau"] * (of_all if case["tau"] == 3 else 1)})
+        for case in study.cases(plan)
+    ]
+    criteria = study.conclude(Results(found), plan).criteria
+    of_ranks = [c for c in criteria if c.what.startswith("real ranks")]
+    assert len(of_ranks) == 2
+    assert all(c.passed for c in of_ranks) is passed
 
 
 def test_a_toy_that_loses_and_wins_again_loses_from_no_age_on():
