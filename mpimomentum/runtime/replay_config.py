@@ -66,10 +66,7 @@ _REFUSED: dict[str, tuple[object, str]] = {
     "resume": ("", "a replay begins at the beginning; record a run that does, too"),
     "on_failure": (CONTINUE, "what a death interrupts is not noted; use on_failure='abort'"),
     "device": ("cuda", "only vectors in host memory are recorded; use device='cpu'"),
-    "timing_only": (
-        True,
-        "no gradients are made that a replay could repeat; simulate with them",
-    ),
+    "timing_only": (True, "no gradients are made that could be repeated; simulate without it"),
 }
 """Name -> the value that cannot be recorded (of resume, any), and why."""
 
