@@ -37,7 +37,8 @@ class Step:
     gradient_s : float
         A gradient of `model` on `data`, `batch_size` samples.
     update_s, update_s_per_parameter : float
-        Everything else of a step: the update, hand-overs between threads.
+        Everything else of a step: the update, hand-overs between threads. A server applies each
+        gradient in the time for each parameter of its shard.
     """
 
     gradient_s: float
@@ -118,6 +119,7 @@ class Calibration:
         values: dict[str, Any] = {
             "gpus_per_node": per_node,
             "update_s": self.update_s(parameters),
+            "serve_s": self.step.update_s_per_parameter * parameters,
             "costs": self.costs,
         }
         for needed, link, prefix, where, remedy in (
@@ -156,7 +158,7 @@ class Calibration:
         lines.append("\n[step]")
         put("gradient_s", step.gradient_s, "seconds of a gradient of this model, on every rank")
         put("update_s", step.update_s, "seconds of a step besides, and")
-        put("update_s_per_parameter", step.update_s_per_parameter, "for each parameter")
+        put("update_s_per_parameter", step.update_s_per_parameter, "for each parameter; a server, each gradient")
         for name in ("parameters", "batch_size", "model", "data"):
             put(name, getattr(step, name))
         for name, link in (("node", self.node), ("network", self.network)):

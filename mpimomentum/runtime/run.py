@@ -85,7 +85,8 @@ class Run:
     failures : list of dict
         Ranks that died while the others went on, in that order: rank, step, who found it, …
     links : list of LinkUse
-        On the virtual clock: what each link did, the one with the most to do first.
+        On the virtual clock: what each link and each server did, the one with the most to do
+        first.
     scale : float
         On the virtual clock: how many times longer messages were said to be than they were.
     """
@@ -225,7 +226,7 @@ def simulate(
         bytes_per_rank=[w.traffic.nbytes for w in simulation.workers],
         time_split=[w.time_split() for w in simulation.workers],
         tallies=[w.tally for w in simulation.workers],
-        links=simulation.network.use(simulation.now_s),
+        links=simulation.use(),
         scale=simulation.network.scale,
     )
 

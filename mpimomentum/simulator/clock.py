@@ -69,6 +69,10 @@ class Clock:
         Of all messages within a node together: its memory.
     update_s : float
         Seconds that each gradient takes besides, on every rank alike: the update, hand-overs.
+    serve_s : float
+        Seconds in which a rank applies to the whole model what another has sent, to a shard its
+        part of that: a server a gradient, the owner of a window what is added to it. Things that
+        come meanwhile wait.
     costs : mapping
         operation -> :class:`Cost`, where it is not that of a message.
     parameters : float, optional
@@ -95,11 +99,12 @@ class Clock:
     node_bandwidth_Bps: float = math.inf  # noqa: N815
     node_total_Bps: float = math.inf  # noqa: N815
     update_s: float = 0.0
+    serve_s: float = 0.0
     costs: Mapping[Operation, Cost] = field(default_factory=dict)
     parameters: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("compute_s", "jitter", "latency_s", "node_latency_s", "update_s"):
+        for name in ("compute_s", "jitter", "latency_s", "node_latency_s", "update_s", "serve_s"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"clock: {name}={value!r} must be finite and not negative")

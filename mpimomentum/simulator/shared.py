@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from mpimomentum.chronicle import Kind, WindowChronicle
 from mpimomentum.measures import Traffic
@@ -17,6 +18,9 @@ from mpimomentum.worker import Handle, Vector
 if TYPE_CHECKING:
     from mpimomentum.simulator.simulation import Simulation
     from mpimomentum.simulator.worker import VirtualWorker
+
+Message: TypeAlias = tuple[int, int, Vector]
+"""Source, version, vector."""
 
 
 class VirtualWindow:
@@ -129,8 +133,12 @@ class VirtualWindow:
     async def _add(self, peer: VirtualWindow, v: Vector, handle: Handle[None]) -> None:
         await self._simulation.transfer(self.rank, peer.rank, v.numel() * v.element_size())
         applied: Handle[None] = Handle(f"the inbox of rank {peer.rank}")
-        peer._adds.append((v, applied, self.rank))
-        peer._apply_adds()
+
+        def arrived() -> None:
+            peer._adds.append((v, applied, self.rank))
+            peer._apply_adds()
+
+        peer._worker.serving.after(v.numel(), arrived, self._simulation.now_s)
         await applied
         await self._simulation.delay(self._simulation.network.latency_s(peer.rank, self.rank))
         handle.resolve(None)
@@ -223,8 +231,9 @@ class VirtualMailbox:
         self.rank = rank
         self.traffic = Traffic()
         self._simulation = simulation
-        self._here: collections.deque[tuple[int, int, Vector]] = collections.deque()
-        self._waiting: collections.deque[Handle[tuple[int, int, Vector]]] = collections.deque()
+        self._here: collections.deque[tuple[Message, float]] = collections.deque()  # since when
+        # with whether it is to be served, not just taken
+        self._waiting: collections.deque[tuple[Handle[Message], bool]] = collections.deque()
         self._parts: list[VirtualMailbox] = parts
         parts[rank] = self
 
@@ -242,26 +251,36 @@ class VirtualMailbox:
         simulation.send(self.rank, rank, nbytes, lambda: self._parts[rank]._deliver(message))
         return Handle.completed(None)
 
-    def recv(self) -> Handle[tuple[int, int, Vector]]:
-        """Receive the next message."""
+    def recv(self) -> Handle[Message]:
+        """Receive the next message; in ``serve``, once this rank's vectors were gone through."""
         handle = _NextMessage(f"a message in mailbox {self.name!r}")
-        self._waiting.append(handle)
+        self._waiting.append((handle, self._simulation.in_service))
         self._match()
         return handle
 
-    def _deliver(self, message: tuple[int, int, Vector]) -> None:
-        self._here.append(message)
+    def _deliver(self, message: Message) -> None:
+        self._here.append((message, self._simulation.now_s))
         self._match()
 
     def _match(self) -> None:
         while self._here and self._waiting:
-            handle = self._waiting.popleft()
-            if not handle.done:  # else nobody waits any more
-                handle.resolve(self._here.popleft())
-                self._simulation.arrived()
+            handle, served = self._waiting.popleft()
+            if handle.done:  # nobody waits any more
+                continue
+            message, since_s = self._here.popleft()
+            if served:
+                worker = self._simulation.workers[self.rank]
+                parameters = sum(window.dim for window in worker.windows)
+                worker.serving.after(parameters, partial(self._hand, handle, message), since_s)
+            else:
+                self._hand(handle, message)
+
+    def _hand(self, handle: Handle[Message], message: Message) -> None:
+        handle.resolve(message)
+        self._simulation.arrived()
 
 
-class _NextMessage(Handle[tuple[int, int, Vector]]):
+class _NextMessage(Handle[Message]):
     __slots__ = ()
 
     may_never_come = True

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from mpimomentum.simulator.clock import Clock, ComputeTimes, Operation
 from mpimomentum.simulator.events import Events
-from mpimomentum.simulator.network import Network
+from mpimomentum.simulator.network import LinkUse, Network
 from mpimomentum.simulator.worker import VirtualWorker
 from mpimomentum.topology import Topology
 from mpimomentum.worker import Handle
@@ -73,6 +73,7 @@ class Process:
             return
         if self._service:
             self._set_busy(True)
+        self._simulation.in_service = self._service
         try:
             self._handle = handle = self._coroutine.send(None)
         except StopIteration:
@@ -100,6 +101,11 @@ class Simulation:
     clock : Clock
     seed : int
         Of the workers' streams, as on MPI.
+
+    Attributes
+    ----------
+    in_service : bool
+        Whether the coroutine that runs now is a service.
     """
 
     def __init__(self, topology: Topology, clock: Clock, seed: int) -> None:
@@ -112,13 +118,14 @@ class Simulation:
         self._meetings: dict[tuple[str, int], list[tuple[Any, Handle[Any]]]] = {}
         self._shared: dict[tuple[str, int], list[Any]] = {}
         self._quiescing: list[Handle[None]] = []
+        self.in_service = False
         self._in_flight = 0
         self._checking = False
         self._sharing = False
         self._looks = 0  # at the links, still to come
         self._next_look_s = math.inf
         self.workers = [
-            VirtualWorker(self, rank, topology, seed, ComputeTimes(clock, rank))
+            VirtualWorker(self, rank, topology, seed, ComputeTimes(clock, rank), clock.serve_s)
             for rank in range(self.size)
         ]
 
@@ -133,6 +140,12 @@ class Simulation:
         windows = [w for worker in self.workers for w in worker.windows]
         attempts = sum(w.attempts for w in windows)
         return sum(w.busy for w in windows) / attempts if attempts else 0.0
+
+    def use(self) -> list[LinkUse]:
+        """Return what links and servers have done, the one with the most to do first."""
+        served = [worker.serving.use(self.now_s) for worker in self.workers]
+        found = [*filter(None, served), *self.network.use(self.now_s)]
+        return sorted(found, key=lambda use: -use.utilisation)
 
     def stand_for(self, dim: int) -> None:
         """Have messages of a model of `dim` parameters take the time that the clock says."""

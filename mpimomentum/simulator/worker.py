@@ -11,6 +11,7 @@ from mpimomentum.base_worker import BaseWorker
 from mpimomentum.measures import Seconds, Spent, TimeSplit, Traffic
 from mpimomentum.simulator import combining
 from mpimomentum.simulator.clock import ComputeTimes
+from mpimomentum.simulator.serving import Serving
 from mpimomentum.simulator.shared import VirtualCounter, VirtualMailbox, VirtualWindow
 from mpimomentum.simulator.sums import VirtualSums
 from mpimomentum.topology import Topology
@@ -33,6 +34,13 @@ class VirtualWorker(BaseWorker):
     topology : Topology
     seed : int
     compute_times : ComputeTimes
+    serve_s : float
+        Of a pass over the whole model for others.
+
+    Attributes
+    ----------
+    serving : Serving
+        What this rank does for others.
     """
 
     def __init__(
@@ -42,8 +50,10 @@ class VirtualWorker(BaseWorker):
         topology: Topology,
         seed: int,
         compute_times: ComputeTimes,
+        serve_s: float,
     ) -> None:
         super().__init__(rank, simulation.size, topology, seed)
+        self.serving = Serving(simulation, self, serve_s)
         self.windows: list[VirtualWindow] = []
         self._simulation = simulation
         self._compute_times = compute_times
@@ -67,6 +77,7 @@ class VirtualWorker(BaseWorker):
         """Begin a run with this objective, whose messages may stand for those of a larger one."""
         super().bind(objective, lr, weight_decay)
         self._simulation.stand_for(objective.dim)
+        self.serving.dim = objective.dim
 
     # -- compute -----------------------------------------------------------------------------------
 

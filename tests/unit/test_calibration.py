@@ -216,7 +216,9 @@ def test_a_simulation_has_what_the_file_says(tmp_path):
     assert found.node_total_Bps == 5e9
     assert found.costs == FOUND.costs
     assert found.update_s == pytest.approx(0.001 + 6090e-9)
+    assert found.serve_s == pytest.approx(6090e-9)
     assert clock(path, 8, parameters=1e9).update_s == pytest.approx(1.001)
+    assert clock(path, 8, parameters=1e9).serve_s == pytest.approx(1.0)
 
 
 def test_what_is_given_goes_before_what_the_file_says(tmp_path):

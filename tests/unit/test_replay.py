@@ -36,7 +36,7 @@ SIZE = 4
 GRAPH = mm.topology.build("ring", SIZE, lazy=True)  # d2 needs that
 SEED = 3
 # jittered, with a straggler, messages that take time and take turns: nobody is in step
-CLOCK = mm.Clock(jitter=0.7, slow={1: 3.0}, latency_s=0.2, bandwidth_Bps=400.0, seed=5)
+CLOCK = mm.Clock(jitter=0.7, slow={1: 3.0}, latency_s=0.2, bandwidth_Bps=400.0, serve_s=0.3, seed=5)
 
 
 def recorded(
