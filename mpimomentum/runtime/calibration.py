@@ -158,7 +158,8 @@ class Calibration:
         lines.append("\n[step]")
         put("gradient_s", step.gradient_s, "seconds of a gradient of this model, on every rank")
         put("update_s", step.update_s, "seconds of a step besides, and")
-        put("update_s_per_parameter", step.update_s_per_parameter, "for each parameter; a server, each gradient")
+        each = "for each parameter; of a server for each gradient"
+        put("update_s_per_parameter", step.update_s_per_parameter, each)
         for name in ("parameters", "batch_size", "model", "data"):
             put(name, getattr(step, name))
         for name, link in (("node", self.node), ("network", self.network)):

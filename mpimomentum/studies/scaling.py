@@ -232,9 +232,9 @@ def _assumptions() -> str:
         f"Networks: {nets}. Assumed: {PARAMETERS / 1e6:.1f} million parameters in float32 "
         f"({PARAMETERS * 4 / 1e6:.0f} MB a message), {SAMPLES} samples an epoch, {BATCH} a "
         f"gradient of {COMPUTE_S:g} s (Gamma distributed, standard deviation {JITTER:.0%}); {GPUS} "
-        "workers on a node, 10 GB/s and 5 µs between any two of them; 20 µs between nodes; updates, "
-        "a server's too, and copies are free; a ring of all workers in order of the nodes, for AllReduce, D-PSGD "
-        "and AD-PSGD alike; AllReduce after the gradient, not beside it; one parameter server, on "
+        "workers on a node, 10 GB/s and 5 µs between any two of them; 20 µs between nodes; "
+        "updates, a server's too, and copies are free; a ring of all workers in order of the "
+        "nodes, for AllReduce, D-PSGD and AD-PSGD alike; AllReduce after the gradient, not beside it; one parameter server, on "
         "worker 0."
     )
 
