@@ -234,8 +234,8 @@ def _assumptions() -> str:
         f"gradient of {COMPUTE_S:g} s (Gamma distributed, standard deviation {JITTER:.0%}); {GPUS} "
         "workers on a node, 10 GB/s and 5 µs between any two of them; 20 µs between nodes; "
         "updates, a server's too, and copies are free; a ring of all workers in order of the "
-        "nodes, for AllReduce, D-PSGD and AD-PSGD alike; AllReduce after the gradient, not beside it; one parameter server, on "
-        "worker 0."
+        "nodes, for AllReduce, D-PSGD and AD-PSGD alike; AllReduce after the gradient, "
+        "not beside it; one parameter server, on worker 0."
     )
 
 
