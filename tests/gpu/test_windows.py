@@ -27,7 +27,7 @@ def test_the_sum_of_8_racing_ranks_is_conserved(tmp_path: Path, staging: str, di
         *(str(RACE), dim, str(AVERAGES), "complete"),
         tmp_path=tmp_path,
         timeout_s=240,
-        # the build that this process uses may not be that beside the sources
+        fresh=True,  # processes of their own, as users' are, which import what this one imports
         PYTHONPATH=os.environ.get("PYTHONPATH", str(ROOT)),
         MPIMOMENTUM_DEVICE="cuda",
         MPIMOMENTUM_STAGING=staging,

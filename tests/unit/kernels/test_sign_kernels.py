@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 FLOATS = [np.float32, np.float64]
+APART = int(os.environ.get("MPIMOMENTUM_TEST_SIZES_APART", "1"))  # for slow tools on a GPU
 LARGE = [10_000_019, 1024 * 512 * 2 + 513]
 
 
@@ -26,7 +28,8 @@ def sizes(implementation: str, rng: np.random.Generator) -> list[tuple[int, int]
     """All n to 600 at an offset that changes, all offsets at some n, and a few large n."""
     some = [(n, 0 if implementation == "reference" else n % 8) for n in range(601)]
     some += [(n, offset) for n in (1, 63, 64, 65, 511, 513, 1500) for offset in range(8)]
-    return some + [(int(rng.integers(600, 200_000)), int(rng.integers(8))) for _ in range(5)]
+    large = [(int(rng.integers(600, 200_000)), int(rng.integers(8))) for _ in range(5)]
+    return some[::APART] + large
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, np.float16])
