@@ -16,7 +16,7 @@ from mpimomentum.runtime.run import simulate
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.simulator.clock import Clock, Cost
 from mpimomentum.studies import believing, registry, scaling
-from mpimomentum.studies.study import Plan, Results
+from mpimomentum.studies.study import Mean, Plan, Results
 
 
 def simulated(tmp_path, **given):
@@ -116,3 +116,43 @@ def test_a_worker_alone_computes_all_the_time_and_four_lose_nothing_by_not_waiti
     four = study.measure(on=scaling.VIRTUAL, net=scaling.FAST, algorithm="ad-psgd", workers=4,
                          seed=0)  # fmt: skip
     assert four["epoch_s"] == pytest.approx(one["epoch_s"] / 4, rel=0.1)
+
+
+def test_averages_are_counted_with_those_across_nodes():
+    peers = [(0, 1), (3, 4), (4, 3), (5, -1), (7, 0)]  # a node has four
+    assert scaling._averages(peers) == {"averages": 0.8, "across": 0.6}
+    assert scaling._averages([]) == {}
+
+
+def test_a_full_link_leaves_fewer_averages_across_nodes():
+    def across(net, name="ad-psgd"):
+        study = registry.load("scaling")
+        return study.measure(on=scaling.VIRTUAL, net=net, algorithm=name, workers=64, seed=0)
+
+    fast, shared = across(scaling.FAST), across(scaling.SHARED)
+    assert 0.15 < fast["across"] < 0.25 < fast["averages"]  # a quarter, where all are free
+    assert shared["across"] < 0.6 * fast["across"]
+    assert "across" not in across(scaling.FAST, "d-psgd")
+
+
+@pytest.mark.parametrize(
+    ("gains", "passed"),
+    [({scaling.SHARED: 5.0}, True), ({scaling.SLOW: 7.0, scaling.TREE: 5.0}, False)],
+)
+def test_a_slow_node_does_not_stand_in_for_the_shared_network(gains, passed):
+    study = registry.load("scaling")
+    for plan in (Plan(seeds=1), Plan(seeds=1, quick=True)):
+        found = [
+            (case, {
+                "epoch_s": gains.get(case["net"], 1.2)
+                if case["algorithm"] == scaling.ALLREDUCE else 1.0,
+                "computing": 1.0, "busiest": "none", "utilisation": 0.0, "messages": 0.0,
+                "staleness": 0.0,
+            } | ({"averages": 0.6, "across": 0.1} if case["algorithm"] == scaling.AD_PSGD else {}))
+            for case in study.cases(plan)
+        ]  # fmt: skip
+        conclusion = study.conclude(Results(found), plan)
+        assert [c.passed for c in conclusion.criteria] == [passed, True, True]
+        links = conclusion.tables[1]
+        assert links.columns[-1] == "across nodes (of steps)"
+        assert [row[-1] for row in links.rows[:4]] == [1.0, 0.5, Mean(0.1, 0.0, 1), "–"]
