@@ -14,7 +14,7 @@ from mpimomentum.simulator.clock import Clock, ComputeTimes
 from mpimomentum.worker import Batch, Objective, Vector
 
 
-def slowness(text: str) -> dict[int, float]:
+def slowness(text: str, what: str = "rank") -> dict[int, float]:
     """Read ``"0:10,3:2"``: rank 0 ten times slower, rank 3 twice.
 
     Raises
@@ -30,9 +30,9 @@ def slowness(text: str) -> dict[int, float]:
         except ValueError:
             number, times = -1, math.nan
         if number < 0 or not 0 < times < math.inf:
-            raise BadInput(f"{part!r} in {text!r}: write RANK:FACTOR, such as 0:10,3:2")
+            raise BadInput(f"{part!r} in {text!r}: write {what.upper()}:FACTOR, such as 0:10,3:2")
         if number in slow:
-            raise BadInput(f"{text!r} names rank {number} twice: give it one factor")
+            raise BadInput(f"{text!r} names {what} {number} twice: give it one factor")
         slow[number] = times
     return slow
 

@@ -87,6 +87,8 @@ class Network:
         fat-tree:K:R (over-subscribed by R).
     slow_links : str, optional
         Ranks with slow links, RANK:FACTOR,…: messages of rank 0 take ten times longer at 0:10.
+    slow_nodes : str, optional
+        Nodes with slow links into the network, NODE:FACTOR,…: their workers share them.
     gpus_per_node : int, optional
         Workers on a node, which share its link; 1 unless given, with calibration as many as were
         measured, all if that was on one node.
@@ -107,6 +109,7 @@ class Network:
     ] = None
     network: str = "full"
     slow_links: str | None = None
+    slow_nodes: str | None = None
     gpus_per_node: int | None = None
     node_latency_s: float | None = None
     node_bandwidth_Bps: Annotated[  # noqa: N815
@@ -116,12 +119,17 @@ class Network:
     calibration: Annotated[Path | None, Parameter(name=["--calibration", "--from"])] = None
 
     def __post_init__(self) -> None:
-        _ = self.link_factors
+        _ = self.link_factors, self.node_factors
 
     @property
     def link_factors(self) -> dict[int, float]:
         """Rank -> factor on the time its link takes."""
         return slowness(self.slow_links or "")
+
+    @property
+    def node_factors(self) -> dict[int, float]:
+        """Node -> factor on the time its link takes."""
+        return slowness(self.slow_nodes or "", "node")
 
     def clock(self, pace: Pace, task: Task, size: int, dim: int, seed: int) -> Clock:
         """Return the virtual clock of `size` workers who train `dim` parameters.
@@ -155,6 +163,7 @@ class Network:
             network=self.network,
             seed=seed,
             slow_links=self.link_factors,
+            slow_nodes=self.node_factors,
             parameters=self.parameters,
         )
         clock.check(size)

@@ -60,7 +60,10 @@ class Clock:
         carries the R-th part of what they can send; ``fat-tree:K`` is ``fat-tree:K:K``, an uplink
         like a node's link.
     slow_links : mapping
-        rank -> factor on the time that its link takes, latency and bytes.
+        rank -> factor on the time that its own links take, within its node and out of it.
+    slow_nodes : mapping
+        node -> factor on the time that its link to the network takes, which its ranks share.
+        Latency and bytes, both.
     gpus_per_node : int
         Ranks on a node, in order; they share its link.
     node_latency_s, node_bandwidth_Bps : float
@@ -94,6 +97,7 @@ class Clock:
     network: str = "full"
     seed: int = 0
     slow_links: Mapping[int, float] = field(default_factory=dict)
+    slow_nodes: Mapping[int, float] = field(default_factory=dict)
     gpus_per_node: int = 1
     node_latency_s: float = 0.0
     node_bandwidth_Bps: float = math.inf  # noqa: N815
@@ -111,11 +115,15 @@ class Clock:
         for name in ("bandwidth_Bps", "node_bandwidth_Bps", "node_total_Bps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"clock: {name}={getattr(self, name)!r} must be above 0")
-        for what, factors in (("", self.slow), ("link of ", self.slow_links)):
-            for rank, factor in factors.items():
+        for what, factors in (
+            ("rank", self.slow),
+            ("link of rank", self.slow_links),
+            ("node", self.slow_nodes),
+        ):
+            for number, factor in factors.items():
                 if not 0 < factor < math.inf:
                     raise ValueError(
-                        f"clock: {what}rank {rank} slow by {factor!r}: must be above 0, finite"
+                        f"clock: {what} {number} slow by {factor!r}: must be above 0, finite"
                     )
         if self.gpus_per_node < 1:
             raise ValueError(f"clock: gpus_per_node={self.gpus_per_node!r}: at least 1 is needed")
@@ -147,12 +155,17 @@ class Clock:
         ------
         ValueError
         """
-        for name, factors in (("slow", self.slow), ("slow_links", self.slow_links)):
-            for rank in factors:
-                if not 0 <= rank < size:
+        nodes = size // self.gpus_per_node
+        for name, factors, what, many in (
+            ("slow", self.slow, "rank", size),
+            ("slow_links", self.slow_links, "rank", size),
+            ("slow_nodes", self.slow_nodes, "node", nodes),
+        ):
+            for number in factors:
+                if not 0 <= number < many:
                     raise ValueError(
-                        f"clock: {name}={dict(factors)} names rank {rank}, but the ranks are 0 to "
-                        f"{size - 1}"
+                        f"clock: {name}={dict(factors)} names {what} {number}, but the {what}s are "
+                        f"0 to {many - 1}"
                     )
         if size % self.gpus_per_node:
             raise ValueError(

@@ -79,7 +79,10 @@ class Network:
             return 0.0
         clock = self._clock
         factor = max(clock.slow_links.get(source, 1.0), clock.slow_links.get(target, 1.0))
-        within = self._node(source) == self._node(target)
+        here, there = self._node(source), self._node(target)
+        within = here == there
+        if not within:
+            factor = max(factor, *(clock.slow_nodes.get(node, 1.0) for node in (here, there)))
         factor *= clock.cost(operation).latency
         return factor * (clock.node_latency_s if within else clock.latency_s)
 
@@ -213,6 +216,9 @@ class Network:
         if within:
             yield f"node {here} inside", clock.node_total_Bps
             return
+        for node, way in ((here, "out"), (there, "in")):
+            if node in clock.slow_nodes:
+                yield f"node {node} {way}, slow", link_Bps / clock.slow_nodes[node]
         if clock.network == "shared":
             yield "shared", link_Bps
             return

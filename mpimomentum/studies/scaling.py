@@ -69,19 +69,18 @@ class Net:
     words: str
     link_Bps: float  # noqa: N815
     network: str = "full"
-    slow_node: float = 1.0  # times its links take longer
+    slow_node: float = 1.0  # times its link takes longer
 
     def clock(self, size: int, seed: int) -> Clock:
         """Return the clock of so many workers."""
         per_node = min(size, GPUS)
-        last = range(size - per_node, size)  # the first has the server
-        slow = {} if self.slow_node == 1 else dict.fromkeys(last, self.slow_node)
+        slow = self.slow_node != 1 and size > GPUS
         return Clock(
             compute_s=COMPUTE_S,
             jitter=JITTER,
             bandwidth_Bps=self.link_Bps,
             network=self.network,
-            slow_links=slow if size > GPUS else {},
+            slow_nodes={size // per_node - 1: self.slow_node} if slow else {},  # server: in node 0
             gpus_per_node=per_node,
             parameters=PARAMETERS,
             seed=seed,
@@ -95,7 +94,7 @@ NETS = {
     OWN: Net("each node its own 10 Gb/s", 10 * Gb),
     TREE: Net("own 10 Gb/s, 8 on a switch over-subscribed 8 times", 10 * Gb, "fat-tree:8:8"),
     SHARED: Net("all nodes share 40 Gb/s", 40 * Gb, "shared"),
-    SLOW: Net("own 10 Gb/s, those of one node 10 times slower", 10 * Gb, slow_node=10.0),
+    SLOW: Net("own 10 Gb/s, that of one node 10 times slower", 10 * Gb, slow_node=10.0),
 }
 NARROW = (TREE, SHARED, SLOW)  # somewhere
 

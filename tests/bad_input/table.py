@@ -351,6 +351,8 @@ RANGES = [
     simulate("--network fat-tree:x", "network='fat-tree:x'", "fat-tree:K"),
     simulate("--network fat-tree:4:0", "network='fat-tree:4:0'", "over-subscribed by R"),
     simulate("--slow-links 0=2", "'0=2'", "RANK:FACTOR"),
+    simulate("--slow-nodes 0=2", "'0=2'", "NODE:FACTOR"),
+    simulate("--slow-nodes 9:2", "slow_nodes={9: 2.0}", "the nodes are 0 to 3"),
     simulate("--slow-links 9:2", "slow_links={9: 2.0}", "the ranks are 0 to 3"),
     simulate("--gpus-per-node 3", "4 ranks", "gpus_per_node=3", "a multiple"),
     simulate("--gpus-per-node 0", "gpus_per_node=0", "at least 1"),

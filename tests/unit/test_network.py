@@ -216,8 +216,20 @@ def test_a_slow_link_takes_its_factor_longer_both_ways_and_no_other_does():
     one, other = arrivals([(0, 1, 0, 50), (0, 2, 3, 50)], network="shared", **slow)
     assert one == pytest.approx(2.0 + 4 * L)
     assert other == pytest.approx(50 / 75 + L)  # the slow one takes a quarter of the link
+    alone = {"slow_nodes": {1: 4.0}, "network": "shared"}  # a rank a node: the same
+    assert arrivals([(0, 1, 0, 50), (0, 2, 3, 50)], **alone) == [one, other]
     pair = {"gpus_per_node": 2, "node_bandwidth_Bps": 1000.0, "node_latency_s": 0.01}
     assert arrivals([(0, 0, 1, 50)], **slow, **pair) == pytest.approx([4 * 0.06])
+
+
+@pytest.mark.parametrize("network", ["full", "fat-tree:1"])
+def test_the_ranks_of_a_slow_node_share_its_link_and_none_within_it_is_slow(network):
+    pair = {"gpus_per_node": 2, "node_bandwidth_Bps": 1000.0, "node_latency_s": 0.01}
+    slow = {"slow_nodes": {1: 4.0}, "network": network, "size": 6, **pair}
+    for messages in ([(0, 2, 0, 50), (0, 3, 4, 50)], [(0, 0, 2, 50), (0, 4, 3, 50)]):
+        assert arrivals(messages, **slow) == pytest.approx([4 * (1.0 + L)] * 2)
+    assert arrivals([(0, 2, 3, 50)], **slow) == pytest.approx([0.06])
+    assert arrivals([(0, 0, 4, 50), (0, 1, 5, 50)], **slow) == pytest.approx([1.0 + L] * 2)
 
 
 @pytest.mark.parametrize("network", ["full", "shared", "fat-tree:2"])
@@ -314,6 +326,10 @@ def test_short_vectors_take_the_time_of_a_large_model():
     ("clock", "message"),
     [
         ({"slow_links": {5: 2.0}}, "slow_links={5: 2.0} names rank 5, but the ranks are 0 to 3"),
+        (
+            {"slow_nodes": {2: 2.0}, "gpus_per_node": 2},
+            "slow_nodes={2: 2.0} names node 2, but the nodes are 0 to 1",
+        ),
         ({"gpus_per_node": 3}, "4 ranks on nodes of gpus_per_node=3 leave a node partly empty"),
     ],
 )
