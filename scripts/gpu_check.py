@@ -187,8 +187,15 @@ def read(report: Path | None) -> Any:
         for case in cases
         for bad in (*case.iter("failure"), *case.iter("error"))
     }
-    reasons = {s.get("message", "") for case in cases for s in case.iter("skipped")}
+    reasons = {_why(s) for case in cases for s in case.iter("skipped")}
     return counts | {"reasons": sorted(reasons), "failed": failed}
+
+
+def _why(skipped: ElementTree.Element) -> str:
+    """Return the reason for which a test, or a whole file, was skipped."""
+    of_file = (skipped.text or "").partition("Skipped: ")[2].rstrip("')\"")
+    message = skipped.get("message", "")
+    return of_file if message == "collection skipped" and of_file else message
 
 
 # -- what was found ----------------------------------------------------------------------------

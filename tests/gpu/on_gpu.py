@@ -1,8 +1,10 @@
-"""CPU arrays computed on by the GPU, so that the CPU kernels' tests test the CUDA kernels too."""
+"""What tests on a GPU share: CPU arrays computed on by it, and traces of what it was asked for."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -73,3 +75,20 @@ def _like(x: torch.Tensor) -> torch.Tensor:
     memory = torch.full((start + elements * x.itemsize,), 0xA5, dtype=torch.uint8, device="cuda")
     copy = memory[start:].view(x.dtype).as_strided(x.shape, x.stride(), start // x.itemsize)
     return copy.copy_(x)
+
+
+def calls_between(trace: Path, mark: str) -> list[str]:
+    """Return what threads called of CUDA from the first end of `mark` to its last beginning.
+
+    Parameters
+    ----------
+    trace : Path
+        Of torch's profiler, whose own calls are before and after.
+    mark : str
+        A name given to ``record_function``, which was entered twice or more.
+    """
+    events = json.loads(trace.read_text())["traceEvents"]
+    marks = [e for e in events if e.get("name") == mark and e.get("cat") == "user_annotation"]
+    begin, end = min(e["ts"] + e["dur"] for e in marks), max(e["ts"] for e in marks)
+    kinds = ("cuda_runtime", "cuda_driver")
+    return [e["name"] for e in events if e.get("cat") in kinds and begin < e["ts"] < end]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import mpimomentum as mm
 from mpimomentum.transport.staging import untried
 from tests.mpi.test_staged_collectives import alike, everything, same, vector
 
@@ -121,3 +122,26 @@ def test_messages_and_sums_of_a_device(make_worker, strict) -> None:
     assert (source, version, u.is_cuda) == ((w.rank - 1) % w.size, 3, True)
     assert bool((u == source + 1).all())
     assert bool((rows == w.size * (w.size + 1)).all())
+
+
+SIGNS = [
+    mm.Signum(lr=0.01, beta=0.0),
+    mm.Signum(lr=0.01, weight_decay=0.1),
+    mm.Signum(lr=0.1, error_feedback=True),
+]
+
+
+@pytest.mark.parametrize("algorithm", SIGNS, ids=repr)
+def test_a_run_of_signum_has_the_bits_of_the_cpu(make_worker, algorithm) -> None:
+    def run(w: Any) -> Any:
+        def objective(rank: int, size: int) -> mm.Quadratic:
+            generator = torch.Generator().manual_seed(rank)
+            b, h = (torch.randn(100_003, generator=generator).to(w.device) for _ in range(2))
+            return mm.Quadratic(b, h.abs(), dtype=torch.float32)
+
+        return mm.run(algorithm, objective, steps=20, worker=w)
+
+    expected, found = run(make_worker("ring")), run(on_gpu(make_worker))
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.x, expected.x)
+    assert found.bytes_sent == expected.bytes_sent

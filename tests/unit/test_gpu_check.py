@@ -163,6 +163,14 @@ def test_figures_of_a_bench_script_are_in_the_json(check: ModuleType, tmp_path: 
     assert described["figures"] == {"rows": [1, 2]}
 
 
+def test_why_a_whole_file_was_skipped_is_said(check: ModuleType, tmp_path: Path) -> None:
+    tests, report = tmp_path / "test_none.py", tmp_path / "report.xml"
+    tests.write_text("import pytest\npytest.skip('no GPU here', allow_module_level=True)\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+    outcome = check.run(check.Step("tests", [*command, str(tests)], report=report), LIMIT_S)
+    assert (outcome.status, outcome.reason) == ("not run", "no GPU here")
+
+
 def test_what_a_bench_script_left_out_is_said(check: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     report.write_text(json.dumps({"rows": [], "not_run": {"pinned, 250,000,000": "no room"}}))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,3 +25,25 @@ def test_no_test_of_the_kernels_hides_another() -> None:
 @pytest.mark.parametrize("number", [torch.tensor(0.5), np.array(0.5, np.float32), 0.5])
 def test_numbers_do_not_go_to_the_gpu(number: object) -> None:
     assert float(on_gpu._there(number, {})) == 0.5  # there is none here to copy them to
+
+
+def test_what_was_called_between_steps_is_read_from_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(3):
+            with torch.profiler.record_function("a gradient"):
+                torch.ones(3).sum()
+    profile.export_chrome_trace(str(trace))
+    found = json.loads(trace.read_text())
+    marks = [e["ts"] for e in found["traceEvents"] if e["name"] == "a gradient"]
+    between, after = sum(marks[1:]) / 2, marks[2] + 1e6
+    for kind, name, ts in (
+        ("cuda_runtime", "cudaLaunchKernel", between),
+        ("cuda_runtime", "cudaDeviceSynchronize", marks[0] - 1),  # the profiler's own
+        ("cuda_driver", "cuLaunchKernel", between),
+        ("cpu_op", "aten::sum", between),
+        ("cuda_runtime", "cudaDeviceSynchronize", after),
+    ):
+        found["traceEvents"].append({"cat": kind, "name": name, "ts": ts, "dur": 1})
+    trace.write_text(json.dumps(found))
+    assert on_gpu.calls_between(trace, "a gradient") == ["cudaLaunchKernel", "cuLaunchKernel"]
