@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mpimomentum.runtime import chronicles, records, telemetry
-from mpimomentum.runtime.config import SimulateConfig, TrainConfig
-from mpimomentum.runtime.dataset import read as read_data
+from mpimomentum.runtime.config import SimulateConfig
 from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.runtime.export import MODEL
-from mpimomentum.runtime.fields import fields_of, tree
-from mpimomentum.runtime.job import Job, plan_of
+from mpimomentum.runtime.job import Job
+from mpimomentum.runtime.recorded_run import RecordedRun
 from mpimomentum.runtime.replay_records import ROUNDING, Comparing, Rows
-from mpimomentum.runtime.replaying import replay
 from mpimomentum.runtime.run import Run
-from mpimomentum.runtime.sources import read as read_file
 from mpimomentum.simulator.replay import Diverged
 
 
@@ -46,8 +42,8 @@ def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> No
     directory, last = config.replaying.replay, config.replaying.until
     assert directory is not None
     _refuse_others(config)
-    found = chronicles.load(directory)
-    job = _job(directory, len(found.recorded))
+    recorded = RecordedRun.load(directory)
+    found, job = recorded.chronicles, recorded.job
     steps = max(one.steps for one in found.recorded)
     if last is not None and found.whole and last >= steps:
         said = f"last step is {steps - 1}; give a lower one"
@@ -65,20 +61,13 @@ def replayed(config: SimulateConfig, say: Callable[[str], object] = print) -> No
             w.record(loss=w.objective.last_loss, lr=float(w.lr))
 
     try:
-        with _threads(found.threads):
-            run = replay(
-                job.algorithm,
-                job.objective,
-                found.recorded,
-                job.topology,
-                job.config.seed,
-                observe=observe,
-                schedule=job.schedule,
-                until=None if last is None else last + 1,
-                take_record=comparing.take,
-                tell=comparing.tell,
-                ends=ends,
-            )
+        run = recorded.replay(
+            observe=observe,
+            until=None if last is None else last + 1,
+            take_record=comparing.take,
+            tell=comparing.tell,
+            ends=ends,
+        )
     except Diverged as error:
         raise RunFailed(f"{error}; {_other_version(found)}") from error
     verdict = comparing.result(found.whole)
@@ -145,22 +134,6 @@ def _refuse_others(config: SimulateConfig) -> None:
         )
 
 
-def _job(directory: Path, ranks: int) -> Job:
-    """Return what the run's configuration comes to."""
-    table = read_file(directory / telemetry.CONFIG, "simulate")
-    kind = SimulateConfig if "workers" in table else TrainConfig
-    try:
-        config = tree(kind, {n: v for n, v in table.items() if n in fields_of(kind)}).resolved()
-        if not config.output.record:
-            raise BadInput(
-                f"the run went on without being recorded, {telemetry.CONFIG} says; record one from "
-                "its beginning to its end"
-            )
-        return Job.prepare(config, *plan_of(config, ranks), read_data(config.task))
-    except (ValueError, OSError) as error:
-        raise BadInput(f"replay={directory}: {error}") from error
-
-
 def _rows(directory: Path, ranks: int) -> Rows:
     rows: Rows = [[] for _ in range(ranks)]
     merged = path = directory / telemetry.METRICS
@@ -176,17 +149,6 @@ def _rows(directory: Path, ranks: int) -> Rows:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise BadInput(f"replay={directory}: {path} cannot be read: {error!r}") from error
     return rows
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Have torch compute with as many threads as a rank had: sums are cut by their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _other_version(found: chronicles.Found) -> str:

@@ -31,6 +31,7 @@ from mpimomentum.runtime.replaying import replay
 from mpimomentum.simulator.recorded import Recorded
 from mpimomentum.simulator.replay import Diverged
 from tests.contract.test_algorithms import TABLE, scattered
+from tests.launch import ROOT
 
 SIZE = 4
 GRAPH = mm.topology.build("ring", SIZE, lazy=True)  # d2 needs that
@@ -428,6 +429,20 @@ def test_lines_are_said_as_soon_as_no_earlier_one_can_come():
         comparing.take(row)
         assert len(lines) == count
     assert [line.split()[0] for line in lines] == ["1.000000", "1.500000", "2.000000", "2.500000"]
+
+
+def test_the_document_replays_its_own_run_in_python(directory, monkeypatch, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    directory.rename(tmp_path / "runs" / "odd")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "replay.md").read_text("utf-8")
+    said = text.split("```python\n")[1].split("```")[0]
+    there: dict[str, Any] = {}
+    exec(said, there)
+    steps = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert steps == list(range(10, 10 + len(steps)))
+    assert steps[-1] >= 21  # and those that other ranks hang on
+    assert there["run"].updates.tolist() == [21] * 4
 
 
 def _edit(name: str, old: str, new: str, directory: Path) -> None:
