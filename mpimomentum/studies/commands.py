@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,13 +50,13 @@ def study(
     out : Path, optional
         Directory; studies/NAME unless given (studies for all).
     quick : bool
-        Less than a minute a study on two cores: fewer settings, shorter runs.
+        Less than a minute a study on two cores, but for mpi: fewer settings, shorter runs.
     seeds : int
         Repetitions of everything; errors are their standard deviation.
     first_seed : int
         Another one gives fresh random numbers.
     mpi : bool
-        Real ranks beside the virtual ones, where a study has such a part.
+        Real ranks beside the virtual ones, where a study has such a part: minutes more.
     """
     if name is None:
         for one in registry.STUDIES:
@@ -93,6 +94,7 @@ def _carry_out(name: str, plan: Plan, directory: Path) -> bool:
     results = measuring.measured(name, subject.cases(plan), directory)
     with rc_context(drawing.STYLE):
         conclusion = subject.conclude(results, plan)
+    conclusion = replace(conclusion, remarks=[*conclusion.remarks, *results.remarks])
     result = output.write(directory, name, subject, plan, results, conclusion)
     width = None if sys.stdout.isatty() else FILE_WIDTH
     output.show(name, conclusion, Console(highlight=False, width=width))

@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpimomentum.runtime.errors import BadInput, RunFailed
 from mpimomentum.studies import registry
-from mpimomentum.studies.study import Case, Figures, Results, key
+from mpimomentum.studies.study import Case, Figures, Results, key, made_by
 
 KEPT = "cases.jsonl"
+UNKNOWN = "an earlier mpimomentum"  # which did not say
 
 
 def measured(name: str, cases: Sequence[Case], directory: Path) -> Results:
@@ -32,12 +33,18 @@ def measured(name: str, cases: Sequence[Case], directory: Path) -> Results:
     directory : Path
         Keeps each case as soon as it is measured.
 
+    Returns
+    -------
+    Results
+        With a remark on those that another version has measured.
+
     Raises
     ------
     RunFailed
         If a case cannot be measured; the others' figures are kept.
     """
-    kept = _read(directory / KEPT, name)
+    kept, by = _read(directory / KEPT, name)
+    here = made_by()
     missing = [case for case in cases if key(case) not in kept]
     console = Console(stderr=True)
     with (
@@ -53,12 +60,19 @@ def measured(name: str, cases: Sequence[Case], directory: Path) -> Results:
     ):
         bar = progress.add_task("", total=len(cases), completed=len(cases) - len(missing))
         for case, figures in _measure(name, missing):
-            file.write(json.dumps({"study": name, "case": case, "figures": figures}) + "\n")
+            line = {"study": name, "case": case, "figures": figures, "made_by": here}
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
             kept[key(case)] = figures
             progress.advance(bar)
-    return Results([(case, kept[key(case)]) for case in cases])
+    others = [by[key(case)] for case in cases if by.get(key(case), here) != here]
+    remarks = [
+        f"{others.count(other)} of {len(cases)} cases were measured before, by {other}, and not "
+        f"again by {here}; another --out measures them anew."
+        for other in sorted(set(others))
+    ]
+    return Results([(case, kept[key(case)]) for case in cases], remarks)
 
 
 def _measure(name: str, cases: Sequence[Case]) -> Iterator[tuple[Case, Figures]]:
@@ -116,16 +130,17 @@ def _one(name: str, case: dict[str, Any]) -> Figures:
     return registry.load(name).measure(**case)
 
 
-def _read(path: Path, name: str) -> dict[str, Figures]:
-    """Return what is kept; a line that was being written when all ended is taken away."""
+def _read(path: Path, name: str) -> tuple[dict[str, Figures], dict[str, str]]:
+    """Return what is kept, and by whom; takes a line away that was not whole when all ended."""
     if not path.exists():
-        return {}
+        return {}, {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     try:
         kept = [json.loads(line) for line in whole.splitlines()]
         others = {one["study"] for one in kept} - {name}
         found = {key(one["case"]): one["figures"] for one in kept}
+        by = {key(one["case"]): one.get("made_by", UNKNOWN) for one in kept}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{path} is not what a study has written ({error}): give another --out, or delete it"
@@ -133,4 +148,4 @@ def _read(path: Path, name: str) -> dict[str, Figures]:
     if others:
         raise BadInput(f"{path} is of the study {others.pop()}, not {name}: give another --out")
     os.truncate(path, len(whole))
-    return found
+    return found, by

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from mpimomentum.runtime.telemetry import replacing
-from mpimomentum.studies.study import Conclusion, Criterion, Mean, Plan, Results, Study
+from mpimomentum.studies.study import Conclusion, Criterion, Mean, Plan, Results, Study, made_by
 
 RESULT, PNG, SVG = "result.json", "figure.png", "figure.svg"
 
@@ -55,7 +54,7 @@ def write(
         "caption": conclusion.caption,
         "remarks": list(conclusion.remarks),
         "cases": [{**case, **figures} for case, figures in results.found],
-        "made_by": f"mpimomentum {version('mpimomentum')}",
+        "made_by": made_by(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with rc_context(drawing.STYLE):

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mpimomentum.reports.output import written
 from mpimomentum.reports.page import template_of
 from mpimomentum.studies import registry
 from mpimomentum.studies.output import RESULT, SVG
+from mpimomentum.studies.study import Mean, made_by
 
 PAGE = "index.html"
 
@@ -29,7 +29,7 @@ def write(out: Path, directories: Sequence[Path]) -> None:
     """
     page = template_of("mpimomentum.studies").render(
         studies=[_study(directory) for directory in directories],
-        version=f"mpimomentum {version('mpimomentum')}",
+        version=made_by(),
     )
     with written(out) as file:
         file.write(page.encode())
@@ -68,7 +68,7 @@ def _paragraphs(text: str) -> list[list[dict[str, Any]]]:
 
 def _text(cell: Any) -> str:
     if isinstance(cell, dict):
-        return f"{cell['mean']:.4g} ± {cell['sd']:.2g}" if cell["mean"] is not None else "–"
+        return str(Mean(**cell)) if cell["mean"] is not None else "–"
     if cell is None:
         return "–"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

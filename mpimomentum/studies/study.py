@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Plan:
     Parameters
     ----------
     quick : bool
-        Within a minute on two cores: fewer settings, shorter runs.
+        Within a minute on two cores, but for `mpi`: fewer settings, shorter runs.
     seeds : int
         Repetitions of everything.
     first_seed : int
@@ -164,9 +165,17 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Results:
-    """All cases with their figures."""
+    """All cases with their figures.
+
+    Parameters
+    ----------
+    found : sequence of (Case, Figures)
+    remarks : sequence of str
+        What a reader should know of how they were measured.
+    """
 
     found: Sequence[tuple[Case, Figures]] = field(default_factory=list)
+    remarks: Sequence[str] = ()
 
     def where(self, **wanted: Any) -> Results:
         """Return the cases with these values."""
@@ -212,6 +221,11 @@ class Study(Protocol):
 
     def conclude(self, results: Results, plan: Plan) -> Conclusion:
         """Say what the cases come to."""
+
+
+def made_by() -> str:
+    """Return what measures here: this program's name and version."""
+    return f"mpimomentum {version('mpimomentum')}"
 
 
 def key(case: Case) -> str:

@@ -95,6 +95,29 @@ def test_what_was_measured_is_not_measured_again(tmp_path, asked):
     assert [json.loads(line)["case"] for line in lines(tmp_path)] == cases
 
 
+def test_cases_of_another_version_are_said_to_be(tmp_path, asked, monkeypatch):
+    cases = Doubles().cases(Plan(seeds=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "made_by", lambda: "mpimomentum 0.0.1")
+        assert measuring.measured("doubles", cases[:2], tmp_path).remarks == []
+    with (tmp_path / measuring.KEPT).open("a") as file:  # before lines had a version
+        file.write(json.dumps({"study": "doubles", "case": cases[2], "figures": {"y": 2.1}}) + "\n")
+    commands.study("doubles", out=tmp_path, seeds=2)
+    remarks = json.loads((tmp_path / "result.json").read_text())["remarks"]
+    assert [remark.split(", and")[0] for remark in remarks] == [
+        "1 of 4 cases were measured before, by an earlier mpimomentum",
+        "2 of 4 cases were measured before, by mpimomentum 0.0.1",
+    ]
+    assert "made_by" in json.loads(lines(tmp_path)[-1])
+
+
+def test_the_page_shows_a_single_repetition_as_the_terminal_does(tmp_path, asked):
+    commands.study("all", out=tmp_path, seeds=1)
+    page = (tmp_path / overview.PAGE).read_text()
+    assert ">2</td>" in page
+    assert "±" not in page
+
+
 def test_a_file_that_no_study_wrote_is_refused(tmp_path, asked):
     (tmp_path / measuring.KEPT).write_text("mine\n")
     with pytest.raises(BadInput, match="is not what a study has written"):
