@@ -20,7 +20,7 @@ from mpimomentum.studies.study import Figures
 
 LIMIT_S, GRACE_S = 600.0, 10.0
 # mpirun ends with the process (the thread, in truth) that started it, however that ends, and its
-# ranks with mpirun. By SIGTERM: the ranks of an Open MPI mpirun that is killed go on without it.
+# ranks with mpirun. By SIGTERM: of an Open MPI mpirun that is killed, ranks that sleep live on.
 _FOLLOWING = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1

@@ -9,11 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from mpimomentum.runtime.errors import RunFailed
+from mpimomentum.studies import on_ranks
 from tests.launch import LIMIT_S, LOOK_S, ROOT, looks
 
 ENDLESS = {
@@ -87,3 +90,17 @@ def test_ranks_end_with_the_study_that_started_them(tmp_path: Path, killed: str)
         for pid in processes_with(f"{temporary}/"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_ranks_that_take_too_long_end_with_their_mpirun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(on_ranks, "LIMIT_S", 8.0)  # they import, or are at work
+    with pytest.raises(RunFailed, match="2 ranks were not done after 8 s"):
+        on_ranks.measure_on_ranks("momentum-vs-asynchrony", 2, ENDLESS)
+    for pid in processes_with(f"{tmp_path}/"):
+        with contextlib.suppress(ProcessLookupError):
+            end = os.pidfd_open(pid)
+            assert select.select([end], [], [], LIMIT_S / 5)[0]
+            os.close(end)
