@@ -187,8 +187,13 @@ def read(report: Path | None) -> Any:
         for case in cases
         for bad in (*case.iter("failure"), *case.iter("error"))
     }
+    measured = {  # by record_property
+        case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")}
+        for case in cases
+        if case.find("properties") is not None
+    }
     reasons = {_why(s) for case in cases for s in case.iter("skipped")}
-    return counts | {"reasons": sorted(reasons), "failed": failed}
+    return counts | {"reasons": sorted(reasons), "failed": failed, "measured": measured}
 
 
 def _why(skipped: ElementTree.Element) -> str:

@@ -16,6 +16,8 @@ import gpu_build
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests" / "gpu"
 PARTS = ("kernels", "windows", "steps", "sanitizer", "training")
+PYTEST = ["-m", "pytest", "-q", "--timeout=900", "-p", "no:cacheprovider", "-rs"]
+PYTEST += ["-o", "junit_family=xunit1"]  # has what tests measure
 SIZES_APART = 7  # of the kernels' tests under the sanitizer; of 8 offsets none is left out
 
 
@@ -37,8 +39,7 @@ def steps_of(part: str, folder: Path, sizes: Sequence[float]) -> Iterator[Step]:
     def tests(name: str, share_s: float, files: Iterable[str], *options: str, **more: Any) -> Step:
         report = folder / f"{part}-{name.replace(' ', '-')}.xml"
         before = more.pop("before", [])
-        pytest = ["-m", "pytest", "-q", "--timeout=900", "-p", "no:cacheprovider", "-rs"]
-        command = [*before, sys.executable, *pytest, f"--junit-xml={report}", *options, *files]
+        command = [*before, sys.executable, *PYTEST, f"--junit-xml={report}", *options, *files]
         return Step(name, command, share_s, report, **more)
 
     def bench(script: str, ranks: int, share_s: float) -> Step:

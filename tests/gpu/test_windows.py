@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ AVERAGES = 2000
 
 @pytest.mark.parametrize("dim", ["1000", "1000000"])
 @pytest.mark.parametrize("staging", ["pinned", "ipc"])
-def test_the_sum_of_8_racing_ranks_is_conserved(tmp_path: Path, staging: str, dim: str) -> None:
+def test_the_sum_of_8_racing_ranks_is_conserved(
+    tmp_path: Path, staging: str, dim: str, record_property: Callable[[str, object], None]
+) -> None:
     done = launch(
         8,
         *(str(RACE), dim, str(AVERAGES), "complete"),
@@ -34,6 +37,8 @@ def test_the_sum_of_8_racing_ranks_is_conserved(tmp_path: Path, staging: str, di
     )
     assert done.returncode == 0, done.output
     result = json.loads(next(line for line in done.output.splitlines() if line.startswith("{")))
+    for name, value in result.items():
+        record_property(name, value)
     assert result["averages"] >= AVERAGES
     assert result["mixes"] == 2 * result["averages"]
     assert result["drift"] <= 1e-5

@@ -92,17 +92,19 @@ def test_a_step_that_will_not_end_is_ended(
     assert check.run(step(check, code), 2).status == "not finished"
 
 
-def test_tests_whose_time_is_over_say_what_was_found(check: ModuleType, tmp_path: Path) -> None:
+def test_tests_whose_time_is_over_say_what_was_found(
+    check: ModuleType, steps: ModuleType, tmp_path: Path
+) -> None:
     tests, report = tmp_path / "test_slow.py", tmp_path / "report.xml"
     reached = tmp_path / "reached"
     os.mkfifo(reached)
     tests.write_text(
         "import signal\n"
         "def test_that_fails():\n    assert 1 == 2\n"
-        "def test_that_passes():\n    pass\n"
+        "def test_that_passes(record_property):\n    record_property('drift', 1e-7)\n"
         f"def test_that_hangs():\n    open({str(reached)!r}, 'w').close()\n    signal.pause()\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+    command = [sys.executable, *steps.PYTEST, f"--junit-xml={report}"]
     slow = check.Step("tests", [*command, str(tests)], report=report)
 
     class AtTheLimit(subprocess.Popen[bytes]):  # when the test that hangs is reached
@@ -118,6 +120,7 @@ def test_tests_whose_time_is_over_say_what_was_found(check: ModuleType, tmp_path
     assert outcome.status == "not finished"
     assert outcome.figures["failures"] == 1
     (failed,) = outcome.figures["failed"].items()
+    assert outcome.figures["measured"] == {"test_that_passes": {"drift": "1e-07"}}
     assert failed[0].endswith("test_that_fails") and "assert 1 == 2" in failed[1]
 
 
@@ -163,10 +166,12 @@ def test_figures_of_a_bench_script_are_in_the_json(check: ModuleType, tmp_path: 
     assert described["figures"] == {"rows": [1, 2]}
 
 
-def test_why_a_whole_file_was_skipped_is_said(check: ModuleType, tmp_path: Path) -> None:
+def test_why_a_whole_file_was_skipped_is_said(
+    check: ModuleType, steps: ModuleType, tmp_path: Path
+) -> None:
     tests, report = tmp_path / "test_none.py", tmp_path / "report.xml"
     tests.write_text("import pytest\npytest.skip('no GPU here', allow_module_level=True)\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+    command = [sys.executable, *steps.PYTEST, f"--junit-xml={report}"]
     outcome = check.run(check.Step("tests", [*command, str(tests)], report=report), LIMIT_S)
     assert (outcome.status, outcome.reason) == ("not run", "no GPU here")
 
