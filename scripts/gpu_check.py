@@ -100,7 +100,7 @@ def main() -> int:
         found = run_all(steps, problem, BEGAN_S + args.limit_s, note)
     print("\n" + "\n".join(summary(found)))
     if problem:
-        print(f"\n{SET_UP}")
+        print(f"\n{problem}\n\n{SET_UP}")
     return exit_code(found, args.require)
 
 
@@ -123,7 +123,11 @@ def run_all(
         for i, step in enumerate(steps):
             left_s = end_s - time.monotonic()
             later_s -= step.share_s
-            why = problem or step.missing or ("" if left_s > 0 else "the time was over")
+            why = (
+                (problem or "").partition("\n")[0]
+                or step.missing
+                or ("" if left_s > 0 else "the time was over")
+            )
             print(f"\n== {part}: {step.name}" + (f": not run: {why}" if why else ""), flush=True)
             limit_s = max(min(step.share_s, left_s), left_s - later_s)
             found[part][i] = Outcome(step.name, "not run", why) if why else run(step, limit_s)
@@ -143,9 +147,10 @@ def run(step: Step, limit_s: float) -> Outcome:
         os.killpg(process.pid, signal.SIGINT)  # pytest says what it has found, mpirun ends its own
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    finally:  # also where this process is interrupted
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return outcome(step, code, time.monotonic() - began, limit_s)
 
 

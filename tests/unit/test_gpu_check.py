@@ -237,6 +237,15 @@ def test_all_that_has_a_goal_fits_into_one_call_and_training_comes_last(
     assert conserved.share_s
 
 
+def test_a_build_that_failed_is_told_once(
+    check: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = {"kernels": [step(check, "pass"), step(check, "pass")]}
+    found = check.run_all(steps, "the build failed:\nerror: line 1\n", time.monotonic() + 60)
+    assert [o.reason for o in found["kernels"]] == 2 * ["the build failed:"]
+    assert "line 1" not in capsys.readouterr().out
+
+
 def test_what_was_found_is_written_after_every_step(check: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     seen = []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import launch
 from tests.gpu import on_gpu
 from tests.unit.kernels import test_mix_kernels, test_sign_kernels, test_wire_kernels
 
@@ -47,3 +48,25 @@ def test_what_was_called_between_steps_is_read_from_a_trace(tmp_path: Path) -> N
         found["traceEvents"].append({"cat": kind, "name": name, "ts": ts, "dur": 1})
     trace.write_text(json.dumps(found))
     assert on_gpu.calls_between(trace, "a gradient") == ["cudaLaunchKernel", "cuLaunchKernel"]
+
+
+def test_a_job_ends_with_the_test_that_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a session of its own, which nobody else interrupts."""
+    killed = []
+
+    class Job:
+        def __init__(self, *args: object) -> None:
+            pass
+
+        def wait(self, timeout_s: float) -> None:
+            raise KeyboardInterrupt
+
+        def kill(self) -> None:
+            killed.append(self)
+
+    monkeypatch.setattr(launch, "RunningJob", Job)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(2, tmp_path=tmp_path)
+    assert killed
