@@ -189,7 +189,9 @@ def submit(
     if launched_size() > 1:
         raise BadInput(f"submit is for one process, but a launcher started {launched_size()}")
     job = job or Resources()
-    config = train_config(train_flags if out is None else (*train_flags, "--out", str(out)))
+    submission.check_flags(train_flags)
+    going_on = () if out is None else ("--out", str(out), "--resume", "auto")  # as the script does
+    config = train_config((*train_flags, *going_on))
     script, directory = submission.make(job, config, train_flags)
     if dry_run:
         sys.stdout.write(script)

@@ -20,6 +20,7 @@ class _Reader:
     about: str
     where: str
     augment: Augment | None = None
+    placed: bool = False  # whether it is looked for without a data_dir, too
 
 
 _READERS = {
@@ -27,11 +28,13 @@ _READERS = {
         digits.load,
         "OptDigits: 1437 + 360 images of 1x8x8, 10 classes",
         "scikit-learn's own files, or digits.csv.gz in --data-dir",
+        placed=True,
     ),
     "fashion-mnist": _Reader(
         idx.fashion_mnist,
         "clothes: 60000 + 10000 images of 1x28x28, 10 classes",
         f"IDX files in {idx.FASHION_MNIST} or --data-dir",
+        placed=True,
     ),
     "mnist": _Reader(
         idx.mnist,
@@ -61,6 +64,20 @@ _READERS = {
 def names() -> dict[str, str]:
     """Return each data set's name with a line about it and where its files are looked for."""
     return {name: f"{row.about}; {row.where}" for name, row in _READERS.items()}
+
+
+def check_place(name: str, data_dir: str | Path | None) -> None:
+    """Refuse a data set that has no usual place where no folder is given. Reads nothing.
+
+    Raises
+    ------
+    ValueError
+        If there is no such data set.
+    FileNotFoundError
+        The message says where to get it.
+    """
+    if data_dir is None and not _row(name).placed:
+        _row(name).read(None)
 
 
 def load(name: str, data_dir: str | Path | None = None, image_size: int | None = None) -> Dataset:

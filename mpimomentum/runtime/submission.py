@@ -20,9 +20,11 @@ from typing import get_args
 
 from cyclopts import Parameter
 
+from mpimomentum import data
 from mpimomentum.data.partition import Partition
 from mpimomentum.runtime.config import TrainConfig
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.fault_config import CONTINUE
 from mpimomentum.runtime.job import plan_of
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"  # a checkout's slurm/, by a link; package data else
@@ -201,6 +203,17 @@ def script(options: Sequence[str], settings: Mapping[str, str], args: Sequence[s
     return "\n".join(lines) + "\n" + rest
 
 
+def check_flags(args: Sequence[str]) -> None:
+    """Refuse flags of ``mpimomentum train`` that the script gives itself.
+
+    Raises
+    ------
+    BadInput
+    """
+    if any(arg.split("=")[0] == "--resume" for arg in args):
+        raise BadInput("--resume: a job goes on from its run directory by itself; give its --out")
+
+
 def make(job: Resources, config: TrainConfig, args: Sequence[str]) -> tuple[str, Path]:
     """Return the script of a run and its run directory, after a look at whether it can run.
 
@@ -217,13 +230,21 @@ def make(job: Resources, config: TrainConfig, args: Sequence[str]) -> tuple[str,
     BadInput
         If so many ranks cannot do it.
     """
-    if any(arg.split("=")[0] == "--resume" for arg in args):
-        raise BadInput("--resume: a job goes on from its run directory by itself; give its --out")
     if config.output.record:
         raise BadInput(
             "record=True: a job may go on from a checkpoint, and a replay begins at the beginning; "
             "leave record out, or call mpimomentum train --record in a script of your own"
         )
+    if config.faults.on_failure == CONTINUE and job.nodes > 1:
+        raise BadInput(
+            f"on_failure=continue on {job.nodes} nodes: a run outlives its ranks on one node only; "
+            "say --nodes 1, or leave it out: the job goes on from its last checkpoint "
+            "(--checkpoint-every)"
+        )
+    try:
+        data.check_place(config.task.data, config.task.data_dir)
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
     try:
         plan_of(config, job.ranks)
     except (ValueError, OSError) as error:

@@ -31,6 +31,7 @@ _LEVELS = {
 }
 
 _LAST_RESORT_S = 5.0
+_first: Callable[[], bool] | None = None  # whether this rank is the one that aborts
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,19 @@ def abort() -> None:
     # mpi4py keeps Python's lock, and Open MPI waits for ever for an mpirun that has just gone: it
     # is the kernel that ends a process that is still there then
     signal.setitimer(signal.ITIMER_REAL, _LAST_RESORT_S)
+    if _first is not None and not _first():
+        threading.Event().wait()
     MPI.COMM_WORLD.Abort(1)
+
+
+def abort_by_one(first: Callable[[], bool] | None) -> None:
+    """From now on, of ranks that abort, only the one for which `first` holds calls MPI; None: all.
+
+    Told to leave survivors alive, Open MPI's launcher (5.0.11) may hang or return 0 where several
+    abort at once.
+    """
+    global _first
+    _first = first
 
 
 def abort_if_not_alone(text: str) -> None:

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Literal
 
 from mpimomentum.transport.atomics import AtomicMemory, available
-from mpimomentum.transport.environment import Environment, report
+from mpimomentum.transport.environment import Environment, abort_by_one, report
 from mpimomentum.transport.keeper import SURVIVED, Keeper
 
 LOOK_S = 0.02  # between two looks, and two beats
 GRACE_S = 5.0  # for a communication thread to see by itself what the guard has seen
 
 _OWN = 64  # byte of a rank's own line
-_BEAT, _STEP, _LEFT, CONDEMNED, ACK, _VERDICT = range(_OWN, _OWN + 6 * 8, 8)
+_BEAT, _STEP, _LEFT, CONDEMNED, ACK, _VERDICT, _ENDS = range(_OWN, _OWN + 7 * 8, 8)
 _DEAD = 128  # byte of the list, at rank 0
 
 Phase = Literal["start", "run", "end"]
@@ -113,6 +113,7 @@ class Liveness:
         if keeper is not None:
             keeper.know([pid for pid in pids if pid != os.getpid()])
         self.board = AtomicMemory(env, _DEAD + 16 * env.size)
+        abort_by_one(lambda: self.board.compare_and_swap(0, 0, 1, _ENDS) == 0)
         self._mine = self.board.words(env.rank, _OWN, 3)
         self._beats = [self.board.words(r, _BEAT, 1) for r in range(env.size)]
         self._poller = _poller(self._pidfds)
@@ -186,6 +187,7 @@ class Liveness:
 
     def free(self) -> None:
         """Free the memory; collective."""
+        abort_by_one(None)
         del self._mine
         self._beats.clear()
         self.board.close()

@@ -609,6 +609,13 @@ SUBMIT = [  # before sbatch is looked for
     Row("submit --sbatch=qos", ("--sbatch 'qos'", "--qos=debug")),
     Row("submit --partition label", ("--partition label", 'partition = "label"')),
     Row("submit --resume never", ("--resume", "by itself")),
+    Row("submit --out a --resume never", ("--resume", "by itself")),
+    Row("submit --resize", ("resize=True without resume", "resume=auto")),
+    Row("submit --data cifar10", ("'cifar10' has no usual place", "--data-dir")),
+    Row(
+        "submit --nodes 2 --algorithm ad-psgd --on-failure continue",
+        ("on_failure=continue on 2 nodes", "--nodes 1"),
+    ),
     Row("submit --nodes 3 --topology hypercube", ("12 ranks", "power of two")),
     Row("submit --slow 4:2", ("slow='4:2'", "on 4 ranks")),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def test_the_table_and_json_say_what_was_fitted() -> None:
     assert rows[2].split() == ["0", "-", "20", "20", "20"]
     assert rows[3].split() == ["1", "1000", "-", "20", "20"]
     assert links.table(made(17)) == ""
+    fast = links.table(dataclasses.replace(made(2), bandwidth_Bps=np.full((2, 2), 1.297e10)))
+    assert fast.splitlines()[3].split() == ["1", "12970", "-"]  # columns that do not touch
     finding = Finding("a", Status.OK, "x", "y")
     told = json.loads(as_json(merge([[finding]]), 4, made(4)))["links"]
     assert told["latency_us"][0][0] is None

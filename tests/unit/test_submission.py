@@ -252,6 +252,17 @@ def test_only_a_dry_run_needs_no_sbatch(
     assert [p.name for p in tmp_path.iterdir()] == ["a b.toml"]
 
 
+def test_a_job_may_go_on_on_another_number_of_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "mpimomentum submit --out r1 --resize --nodes 2 --dry-run"
+    monkeypatch.setattr(sys, "argv", command.split())
+    cli.main()
+    made = capsys.readouterr().out
+    assert "set -- --resize\n" in made
+    assert made.count("--resume auto") == 1
+
+
 def test_what_is_asked_for_is_not_lost_to_what_is_exported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

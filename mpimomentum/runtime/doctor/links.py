@@ -160,12 +160,17 @@ def table(links: Links) -> str:
     for i in range(n):
         cells = (
             "-" if i == j
-            else f"{links.latency_s[i, j] * 1e6:.3g}" if i < j
-            else f"{links.bandwidth_Bps[i, j] / 1e6:.4g}"
+            else _short(links.latency_s[i, j] * 1e6, 3) if i < j
+            else _short(links.bandwidth_Bps[i, j] / 1e6, 4)
             for j in range(n)
         )  # fmt: skip
         rows.append(f"{i:>6}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(["links by rank: latency in us above the diagonal, MB/s below", *rows])
+
+
+def _short(value: float, digits: int) -> str:
+    """Return a number without an exponent, as long as that fits."""
+    return f"{value:.0f}" if 10**digits <= value < 1e7 else f"{value:.{digits}g}"
 
 
 def picture(links: Links, path: Path) -> Finding:
