@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import random
@@ -19,7 +20,7 @@ from mpimomentum.runtime.errors import BadInput
 from mpimomentum.runtime.fields import fields_of, fits
 
 CONFIGS = {"train": TrainConfig, "simulate": SimulateConfig}
-DRAWS = 20  # of each algorithm
+DRAWS = 10  # of each algorithm
 OF_ONE_RUN = (
     "out",
     "progress",
@@ -91,9 +92,12 @@ def value(source: random.Random, name: str, hint: Any) -> Any:
     return source.choice(TEXTS[name])
 
 
+_hints = functools.cache(get_type_hints)  # asked for hundreds of thousands of times
+
+
 def tree(config: type[Any], values: dict[str, Any]) -> Any:
     """Put flat values into the tree of dataclasses."""
-    hints = get_type_hints(config)
+    hints = _hints(config)
     given = {}
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(hints[field.name]):
