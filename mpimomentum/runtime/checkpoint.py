@@ -133,7 +133,6 @@ class Checkpoints:
         self._identity: dict[str, Any] = {}
         self._loaded: Tree | None = None
         self._opened = False
-        self._claim: Claim | None = None
         self._workers = 1
         self._synchronous = True
         self._stopping = False
@@ -161,15 +160,16 @@ class Checkpoints:
         here |= {"seed": w.seed, "dim": dim}
         about = (hyper_parameters(algorithm) | Identity(here, {}) | self._about).plain()
         self._identity = dict(about.values)  # as the manifest will say it
+        if self._reason is not None:  # before anything is read that another run may be changing
+            claim = agreed(w, lambda: Claim(self.directory.parent) if w.rank == 0 else None)
+            if claim is not None:
+                w.afterwards.append(claim.give_back)
         resizing = Resizing(self._resize, algorithm, self._by_epoch)
         self._algorithm = algorithm
         found = search(w, self.directory, self._resume, about, stop, resizing)
         if found is not None:
             self._writing.last, self.found, self._loaded = found.path, found.manifest, found.tree
             self._steps = [] if RESIZED in found.tree else found.manifest.steps
-        if self._reason is not None:
-            claiming = w.rank == 0
-            self._claim = agreed(w, lambda: Claim(self.directory.parent) if claiming else None)
         self._opened = True
 
     @property
@@ -260,7 +260,7 @@ class Checkpoints:
         if goes_on:
             self._listen(w)
         else:
-            await self._close(w)
+            await self._writing.close(w)
         return goes_on
 
     async def keep(self, w: MPIWorker, state: Any, last: bool) -> bool:
@@ -275,17 +275,12 @@ class Checkpoints:
         everyone = torch.ones(w.size)  # a loop of one's own outlives nobody
         await self._take(w, state, rows[:, 0].tolist(), stopping, everyone)
         if stopping or last:
-            await self._close(w)
+            await self._writing.close(w)
         return not (stopping or last)
 
     async def settle(self, w: MPIWorker) -> None:
         """Wait until what is being written is there."""
         await self._writing.settle(w)
-
-    async def _close(self, w: MPIWorker) -> None:
-        await self._writing.close(w)
-        if self._claim is not None:
-            self._claim.give_back()
 
     async def _take(
         self, w: MPIWorker, state: Any, steps: list[int], stopping: bool, here: torch.Tensor

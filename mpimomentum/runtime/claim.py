@@ -2,11 +2,12 @@
 
 Without it a second run with the same ``--out``, started while the first waits in a queue or is not
 over yet, would cut its records and remove its checkpoints. The kernel takes the lock back when the
-process ends, however it ends.
+process ends, however it ends; so ranks that outlive rank 0 (``on_failure=continue``) have none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -29,7 +30,7 @@ class Claim:
     Parameters
     ----------
     directory : Path
-        Made if need be.
+        Made if need be; what was made is removed by :meth:`give_back`, if nothing came into it.
 
     Raises
     ------
@@ -39,28 +40,21 @@ class Claim:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory.resolve() / LOCK
+        self._directory = directory.resolve()
+        self._path = self._directory / LOCK
+        self._made = False
         self._mine = self._path not in _held
         if not self._mine:  # a loop in a loop; and closing the file again would lose the lock
             return
         try:
+            self._made = not directory.exists()
             directory.mkdir(parents=True, exist_ok=True)
             file = self._path.open("a+", encoding="utf-8")
+            while not self._locked(file):  # given back, and so removed, since it was opened
+                file.close()
+                file = self._path.open("a+", encoding="utf-8")
         except OSError as error:
             raise BadInput(f"out={directory}: {error}; choose a writable directory") from error
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = _read(file)
-            if not _earlier_start(holder):
-                file.close()
-                raise BadInput(
-                    f"out={directory}: another run is writing there ({_words(holder)}): wait for "
-                    "its end, end it, or choose another directory"
-                ) from None
-            _log.warning("%s is still locked by an earlier start of this job", directory)
-        except OSError as error:  # a file system without locks
-            _log.info("%s cannot be locked (%s): see to it that one run writes", directory, error)
         file.truncate(0)
         file.write(json.dumps(_this()))
         file.flush()
@@ -69,7 +63,32 @@ class Claim:
     def give_back(self) -> None:
         """Let others write there, unless an earlier claim of this process still stands."""
         if self._mine and (file := _held.pop(self._path, None)):
+            self._path.unlink(missing_ok=True)
             file.close()
+            if self._made:
+                with contextlib.suppress(OSError):  # there is a run in it
+                    self._directory.rmdir()
+
+    def _locked(self, file: TextIO) -> bool:
+        """Lock the file; return whether it is still the one that others will find."""
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = _read(file)
+            if not _earlier_start(holder):
+                file.close()
+                raise BadInput(
+                    f"out={self._directory}: another run is writing there ({_words(holder)}): wait "
+                    "for its end, end it, or choose another directory"
+                ) from None
+            # on a node that died, perhaps; once its lock lapses nobody has one
+            _log.warning("%s is still locked by an earlier start of this job", self._directory)
+        except OSError as error:  # a file system without locks
+            _log.info("%s cannot be locked (%s): see that one run writes", self._directory, error)
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
 
 
 def _this() -> dict[str, str]:

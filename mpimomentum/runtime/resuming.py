@@ -11,6 +11,7 @@ from mpimomentum.runtime import telemetry
 from mpimomentum.runtime.checkpoint_config import NEVER
 from mpimomentum.runtime.checkpoint_files import DIRECTORY
 from mpimomentum.runtime.chronicles import DIRECTORY as CHRONICLES
+from mpimomentum.runtime.claim import LOCK
 from mpimomentum.runtime.config import TrainConfig
 from mpimomentum.runtime.divergence import FAILURE
 from mpimomentum.runtime.errors import BadInput
@@ -72,7 +73,7 @@ def take_back(path: Path, config: TrainConfig) -> None:
     """
     if config.saving.resume != NEVER:
         return
-    for name in (telemetry.CONFIG, telemetry.BEGINNING):
+    for name in (telemetry.CONFIG, telemetry.BEGINNING, LOCK):
         (path / name).unlink(missing_ok=True)
     for folder in (RECORDS, CHRONICLES):
         shutil.rmtree(path / folder, ignore_errors=True)

@@ -62,7 +62,8 @@ class Clock:
     slow_links : mapping
         rank -> factor on the time that its own links take, within its node and out of it.
     slow_nodes : mapping
-        node -> factor on the time that its link to the network takes, which its ranks share.
+        node -> factor, at least 1, on the time that its link to the network takes, which its ranks
+        share.
         Latency and bytes, both.
     gpus_per_node : int
         Ranks on a node, in order; they share its link.
@@ -125,6 +126,9 @@ class Clock:
                     raise ValueError(
                         f"clock: {what} {number} slow by {factor!r}: must be above 0, finite"
                     )
+        for node, factor in self.slow_nodes.items():
+            if factor < 1:  # its ranks' own links would still be what they are
+                raise ValueError(f"clock: node {node} slow by {factor!r}: must be at least 1")
         if self.gpus_per_node < 1:
             raise ValueError(f"clock: gpus_per_node={self.gpus_per_node!r}: at least 1 is needed")
         if self.parameters is not None and not 0 < self.parameters < math.inf:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
 
@@ -31,7 +31,24 @@ _LEVELS = {
 }
 
 _LAST_RESORT_S = 5.0
-_first: Callable[[], bool] | None = None  # whether this rank is the one that aborts
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass
+class Ending:
+    """How this rank's jobs are aborted.
+
+    Attributes
+    ----------
+    first : callable
+        Whether this rank is the one that calls MPI, of several that abort. Told to leave survivors
+        alive, Open MPI's launcher (5.0.11) may hang or return 0 where several do.
+    """
+
+    first: Callable[[], bool] = _always
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Environment:
     library : str
         Name and version of the MPI library.
     thread_level : str
+    ending : Ending
     """
 
     comm: MPI.Intracomm
@@ -62,6 +80,7 @@ class Environment:
     local_size: int
     library: str
     thread_level: str
+    ending: Ending = field(default_factory=Ending)
 
     def told(self, what: T) -> list[T]:
         """Return what every rank says, in order of rank. Collective; before a run."""
@@ -70,7 +89,7 @@ class Environment:
 
     def abort(self) -> None:
         """End the whole job. For the communication thread; does not return."""
-        abort()
+        abort(self.ending.first)
 
 
 def start() -> Environment:
@@ -194,28 +213,19 @@ def never_finalize() -> None:
     atexit.unregister(_finalize)
 
 
-def abort() -> None:
+def abort(first: Callable[[], bool] = _always) -> None:
     """End the whole job, once the launcher has had the time to pass on what was printed.
 
     Launchers drop what they have not read yet when a job aborts, and nothing says that they have.
+    Unless `first()`, another rank is to call MPI, and this one waits for its end.
     """
     time.sleep(0.3)
     # mpi4py keeps Python's lock, and Open MPI waits for ever for an mpirun that has just gone: it
     # is the kernel that ends a process that is still there then
     signal.setitimer(signal.ITIMER_REAL, _LAST_RESORT_S)
-    if _first is not None and not _first():
+    if not first():
         threading.Event().wait()
     MPI.COMM_WORLD.Abort(1)
-
-
-def abort_by_one(first: Callable[[], bool] | None) -> None:
-    """From now on, of ranks that abort, only the one for which `first` holds calls MPI; None: all.
-
-    Told to leave survivors alive, Open MPI's launcher (5.0.11) may hang or return 0 where several
-    abort at once.
-    """
-    global _first
-    _first = first
 
 
 def abort_if_not_alone(text: str) -> None:

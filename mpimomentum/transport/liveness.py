@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from mpimomentum.transport.atomics import AtomicMemory, available
-from mpimomentum.transport.environment import Environment, abort_by_one, report
+from mpimomentum.transport.environment import Ending, Environment, report
 from mpimomentum.transport.keeper import SURVIVED, Keeper
 
 LOOK_S = 0.02  # between two looks, and two beats
@@ -113,7 +113,7 @@ class Liveness:
         if keeper is not None:
             keeper.know([pid for pid in pids if pid != os.getpid()])
         self.board = AtomicMemory(env, _DEAD + 16 * env.size)
-        abort_by_one(lambda: self.board.compare_and_swap(0, 0, 1, _ENDS) == 0)
+        env.ending.first = lambda: self.board.compare_and_swap(0, 0, 1, _ENDS) == 0
         self._mine = self.board.words(env.rank, _OWN, 3)
         self._beats = [self.board.words(r, _BEAT, 1) for r in range(env.size)]
         self._poller = _poller(self._pidfds)
@@ -187,7 +187,7 @@ class Liveness:
 
     def free(self) -> None:
         """Free the memory; collective."""
-        abort_by_one(None)
+        self._env.ending.first = Ending.first
         del self._mine
         self._beats.clear()
         self.board.close()

@@ -68,6 +68,8 @@ class Session:
     collectives : Collectives
     closing : list of callable
         What is to be closed before this, the last first. Collective.
+    afterwards : list of callable
+        What this rank does once this is closed.
 
     Raises
     ------
@@ -97,6 +99,7 @@ class Session:
         self._closed = False
         self._broken = False
         self.closing: list[Callable[[], None]] = []
+        self.afterwards: list[Callable[[], None]] = []
         if driver not in ("thread", "inline"):
             raise ValueError(f"MPIMOMENTUM_DRIVER={driver!r}: choose 'thread' or 'inline'")
         self._engine = Engine()
@@ -216,6 +219,8 @@ class Session:
             self.run(self._close(), "closing the worker")
         self._driver.close()
         self._sentinel.stop()
+        while self.afterwards:
+            self.afterwards.pop()()
 
     def abort(self) -> NoReturn:
         """End the whole job at once, with exit code 1; for a rank that cannot go on."""

@@ -20,7 +20,7 @@ def a_case(name: str, **short: Any) -> Case:
 def test_two_ranks_measure_a_case_of_momentum_vs_asynchrony() -> None:
     case = a_case("momentum-vs-asynchrony", tau=1, updates=80)
     figures = registry.load("momentum-vs-asynchrony").measure(**case)
-    assert 0 < figures["staleness"] <= 1  # a worker waits for one other's update, or for none
+    assert 0 <= figures["staleness"] <= 1  # a worker waits for one other's update, or for none
     assert figures["accuracy"] > 30  # of ten digits
 
 

@@ -98,7 +98,7 @@ def test_a_run_on_the_gpu_goes_on_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_resnet20_learns_fashion_mnist_as_on_the_cpu(
+def test_resnet20_learns_fashion_mnist(
     ranks: int, record_property: Callable[[str, object], None]
 ) -> None:
     flags = ["--algorithm", "ad-psgd", "--model", "resnet20", "--data", "fashion-mnist"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpimomentum.runtime.claim import Claim
+from mpimomentum.runtime.claim import LOCK, Claim
 from mpimomentum.runtime.errors import BadInput
 
 HOLDING = """
@@ -85,6 +86,29 @@ def test_the_same_process_may_have_it_twice(out: Path) -> None:
     assert subprocess.run(command, input="\n\n", text=True, check=False).returncode == 1
     first.give_back()
     assert subprocess.run(command, input="\n\n", text=True, check=False).returncode == 0
+
+
+def test_what_was_given_back_leaves_nothing(out: Path) -> None:
+    Claim(out).give_back()
+    assert not out.exists()
+    out.mkdir()  # the user's own
+    Claim(out).give_back()
+    assert list(out.iterdir()) == []
+
+
+def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(out, monkeypatch) -> None:
+    """The holder removes it and lets go between our opening and our locking."""
+    lockf, removed = fcntl.lockf, []
+
+    def late(file, how):
+        if not removed:
+            removed.append((out / LOCK).unlink())
+        lockf(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    claim = Claim(out)
+    assert "pid" in (out / LOCK).read_text()  # the one that others find
+    claim.give_back()
 
 
 def test_a_directory_that_cannot_be_written_to_is_bad_input(out: Path) -> None:

@@ -33,6 +33,7 @@ from mpimomentum.simulator.clock import ComputeTimes
         ({"network": "fat-tree:4:2:1"}, "network='fat-tree:4:2:1': choose"),
         ({"slow_links": {3: 0.0}}, r"link of rank 3 slow by 0\.0: must be above 0"),
         ({"slow_nodes": {3: -1.0}}, r"node 3 slow by -1\.0: must be above 0"),
+        ({"slow_nodes": {3: 0.5}}, r"node 3 slow by 0\.5: must be at least 1"),
         ({"gpus_per_node": 0}, "gpus_per_node=0: at least 1"),
         ({"node_latency_s": -1.0}, r"node_latency_s=-1\.0 must be finite and not negative"),
         ({"node_bandwidth_Bps": 0.0}, r"node_bandwidth_Bps=0\.0 must be above 0"),

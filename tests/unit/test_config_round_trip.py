@@ -47,7 +47,7 @@ TEXTS = {
     "prox": ("l1:0.001", "l2:1e-4"),
     "slow": ("0:10", "0:0.5,3:2"),
     "slow_links": ("0:10", "0:0.5,3:2"),
-    "slow_nodes": ("0:10", "0:0.5,3:2"),
+    "slow_nodes": ("0:10", "0:1.5,3:2"),
     "network": ("shared", "fat-tree:4", "fat-tree:8:2.5"),
     "milestones": ("5", "1.5,20"),
     "device": ("auto", "cpu", "cuda", "cuda:3"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.launch import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
@@ -33,9 +38,6 @@ def steps() -> ModuleType:
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     return importlib.import_module("gpu_build")
-
-
-LIMIT_S = 60.0
 
 
 def step(check: ModuleType, code: str, **options: object):
@@ -65,7 +67,7 @@ def test_without_a_gpu_nothing_is_run_and_that_is_said(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     command = [sys.executable, str(SCRIPT), "--out", str(out)]
     for require, code in (([], 0), (["--require"], 1)):
-        run = subprocess.run([*command, *require], capture_output=True, text=True, timeout=120)
+        run = subprocess.run([*command, *require], capture_output=True, text=True, timeout=LIMIT_S)
         assert run.returncode == code, run.stderr
         assert "passed" not in run.stdout
         found = json.loads(out.read_text())
@@ -77,11 +79,27 @@ def test_without_a_gpu_nothing_is_run_and_that_is_said(tmp_path: Path) -> None:
 
 
 def test_a_step_passes_fails_or_is_not_finished(check: ModuleType) -> None:
-    assert check.run(step(check, "pass"), 60).status == "passed"
-    failed = check.run(step(check, "raise SystemExit(3)"), 60)
+    assert check.run(step(check, "pass"), LIMIT_S).status == "passed"
+    failed = check.run(step(check, "raise SystemExit(3)"), LIMIT_S)
     assert (failed.status, failed.reason) == ("failed", "exit code 3")
     late = check.run(step(check, "import threading; threading.Event().wait()"), 0.5)
     assert (late.status, late.reason) == ("not finished", "in 0 s")
+
+
+@contextlib.contextmanager
+def at_the_limit(check: ModuleType, come: Callable[[], object]) -> Iterator[pytest.MonkeyPatch]:
+    """Let a step's time be over when `come` returns, which waits until the step has come so far."""
+
+    class AtTheLimit(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout == LIMIT_S and not hasattr(self, "over"):
+                self.over = come()
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait(timeout)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(check.subprocess, "Popen", AtTheLimit)
+        yield patched
 
 
 def test_a_step_that_will_not_end_is_ended(
@@ -99,23 +117,17 @@ def test_tests_whose_time_is_over_say_what_was_found(
     reached = tmp_path / "reached"
     os.mkfifo(reached)
     tests.write_text(
-        "import signal\n"
+        "import time\n"
         "def test_that_fails():\n    assert 1 == 2\n"
         "def test_that_passes(record_property):\n    record_property('drift', 1e-7)\n"
-        f"def test_that_hangs():\n    open({str(reached)!r}, 'w').close()\n    signal.pause()\n"
+        f"def test_that_hangs():\n    open({str(reached)!r}, 'w').close()\n"
+        "    while True:\n        time.sleep(0.05)\n"
     )
     command = [sys.executable, *steps.PYTEST, f"--junit-xml={report}"]
     slow = check.Step("tests", [*command, str(tests)], report=report)
 
-    class AtTheLimit(subprocess.Popen[bytes]):  # when the test that hangs is reached
-        def wait(self, timeout: float | None = None) -> int:
-            if timeout == LIMIT_S:
-                reached.open().close()
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            return super().wait(timeout)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(check.subprocess, "Popen", AtTheLimit)
+    with at_the_limit(check, lambda: reached.open().close()) as patched:
+        patched.setattr(check, "GRACE_S", LIMIT_S)  # in which the report is written
         outcome = check.run(slow, LIMIT_S)
     assert outcome.status == "not finished"
     assert outcome.figures["failures"] == 1
@@ -127,15 +139,17 @@ def test_tests_whose_time_is_over_say_what_was_found(
 def test_what_a_step_started_ends_with_it(check: ModuleType, tmp_path: Path) -> None:
     fifo = tmp_path / "held"  # open for writing as long as anyone of them lives
     code = (
-        "import subprocess, sys; held = open(sys.argv[1], 'w')\n"
+        "import subprocess, sys; held = open(sys.argv[1], 'w'); print('!', file=held, flush=True)\n"
         "subprocess.run([sys.executable, '-c', 'import threading; threading.Event().wait()'],"
         "               pass_fds=[held.fileno()])"
     )
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     late = check.Step("late", [sys.executable, "-c", code, str(fifo)])
-    assert check.run(late, 3).status == "not finished"
     os.set_blocking(reader, True)
+    with at_the_limit(check, lambda: select.select([reader], [], [])):
+        assert check.run(late, LIMIT_S).status == "not finished"
+    assert os.read(reader, 2) == b"!\n"
     assert os.read(reader, 1) == b""  # the end: nobody holds it
     os.close(reader)
 
@@ -152,7 +166,7 @@ def test_tests_that_were_all_skipped_were_not_run(
         f'<testsuites><testsuite tests="{tests}" skipped="{skipped}" failures="0" errors="0">'
         f"{cases}</testsuite></testsuites>"
     )
-    outcome = check.run(step(check, "pass", report=report), 60)
+    outcome = check.run(step(check, "pass", report=report), LIMIT_S)
     assert outcome.status == status
     said = {0: "", 2: "2 skipped: no GPU" if status == "passed" else "no GPU"}
     assert outcome.reason == said[skipped]
@@ -161,7 +175,7 @@ def test_tests_that_were_all_skipped_were_not_run(
 def test_figures_of_a_bench_script_are_in_the_json(check: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     code = f"open({str(report)!r}, 'w').write('{{\"rows\": [1, 2]}}')"
-    found = {"windows": [check.run(step(check, code, report=report), 60)]}
+    found = {"windows": [check.run(step(check, code, report=report), LIMIT_S)]}
     (described,) = check.described(found, "no GPU")["parts"]["windows"]
     assert described["figures"] == {"rows": [1, 2]}
 
@@ -179,7 +193,7 @@ def test_why_a_whole_file_was_skipped_is_said(
 def test_what_a_bench_script_left_out_is_said(check: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     report.write_text(json.dumps({"rows": [], "not_run": {"pinned, 250,000,000": "no room"}}))
-    outcome = check.run(step(check, "pass", report=report), 60)
+    outcome = check.run(step(check, "pass", report=report), LIMIT_S)
     assert outcome.reason == "not pinned, 250,000,000: no room"
 
 
@@ -189,7 +203,7 @@ def test_a_report_that_was_cut_off_is_no_end_of_the_others(
     for name in ("bench.json", "report.xml"):
         report = tmp_path / name
         report.write_text('{"rows": [1,' if name == "bench.json" else "<testsuites><testsuite ")
-        assert "unreadable" in check.run(step(check, "pass", report=report), 60).figures
+        assert "unreadable" in check.run(step(check, "pass", report=report), LIMIT_S).figures
 
 
 def test_time_that_is_over_is_said_of_what_was_left_out(check: ModuleType) -> None:

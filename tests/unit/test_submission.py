@@ -149,6 +149,14 @@ def test_ranks_that_end_while_a_signal_is_dealt_with_are_asked_how(slurm: Slurm)
     assert (done.returncode, slurm.told) == (85, ["train", *AGAIN]), done.stderr
 
 
+def test_a_signal_to_all_processes_of_the_job_does_not_end_the_script(slurm: Slurm) -> None:
+    """As some Slurms send it: the script's own `sleep` dies of it, the ranks save themselves."""
+    program(slurm.folder / "sleep", '[ "$1" = 1 ] && exit 143; echo "sleep $*" >>told')
+    slurm.rank = "/bin/sleep .3; exit 85"
+    done = slurm.run()
+    assert (done.returncode, slurm.told) == (85, ["train", *AGAIN]), done.stderr
+
+
 def test_a_program_of_ones_own_gets_its_arguments_and_the_run_directory(slurm: Slurm) -> None:
     slurm.rank = "exit 1"
     text = 'echo "$OUT" "$@" >>told; [ "$1" = again ] || exit 0; exit 85'
