@@ -139,7 +139,9 @@ def run(step: Step, limit_s: float) -> Outcome:
     """Run a step; at the limit end it with all that it has started."""
     began = time.monotonic()
     environ = LAUNCHER | gpu_build.environment() | step.environ
-    process = subprocess.Popen(step.command, env=environ, start_new_session=True, cwd=ROOT)
+    process = subprocess.Popen(
+        step.command, env=environ, start_new_session=True, cwd=ROOT, preexec_fn=_heed_interrupts
+    )
     try:
         code: int | None = process.wait(limit_s)
     except subprocess.TimeoutExpired:
@@ -152,6 +154,10 @@ def run(step: Step, limit_s: float) -> Outcome:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return outcome(step, code, time.monotonic() - began, limit_s)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts by `&` ignores them
 
 
 def outcome(step: Step, code: int | None, seconds: float, limit_s: float) -> Outcome:

@@ -8,6 +8,7 @@ between two steps; nobody waits until somebody has asked.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -160,13 +161,15 @@ class Checkpoints:
         here |= {"seed": w.seed, "dim": dim}
         about = (hyper_parameters(algorithm) | Identity(here, {}) | self._about).plain()
         self._identity = dict(about.values)  # as the manifest will say it
-        if self._reason is not None:  # before anything is read that another run may be changing
-            claim = agreed(w, lambda: Claim(self.directory.parent) if w.rank == 0 else None)
-            if claim is not None:
-                w.afterwards.append(claim.give_back)
         resizing = Resizing(self._resize, algorithm, self._by_epoch)
         self._algorithm = algorithm
-        found = search(w, self.directory, self._resume, about, stop, resizing)
+        with contextlib.ExitStack() as undone:  # if it is refused
+            if self._reason is not None:  # before anything is read that another run may change
+                claim = agreed(w, lambda: Claim(self.directory.parent) if w.rank == 0 else None)
+                if claim is not None:
+                    undone.callback(claim.give_back)
+            found = search(w, self.directory, self._resume, about, stop, resizing)
+            w.afterwards.append(undone.pop_all().close)
         if found is not None:
             self._writing.last, self.found, self._loaded = found.path, found.manifest, found.tree
             self._steps = [] if RESIZED in found.tree else found.manifest.steps

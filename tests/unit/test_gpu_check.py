@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -126,9 +127,13 @@ def test_tests_whose_time_is_over_say_what_was_found(
     command = [sys.executable, *steps.PYTEST, f"--junit-xml={report}"]
     slow = check.Step("tests", [*command, str(tests)], report=report)
 
-    with at_the_limit(check, lambda: reached.open().close()) as patched:
-        patched.setattr(check, "GRACE_S", LIMIT_S)  # in which the report is written
-        outcome = check.run(slow, LIMIT_S)
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for what a shell starts by `&`
+    try:
+        with at_the_limit(check, lambda: reached.open().close()) as patched:
+            patched.setattr(check, "GRACE_S", LIMIT_S)  # in which the report is written
+            outcome = check.run(slow, LIMIT_S)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert outcome.status == "not finished"
     assert outcome.figures["failures"] == 1
     (failed,) = outcome.figures["failed"].items()
