@@ -31,7 +31,7 @@ DRIFT = {
 }
 """How far what must hold may be off (:func:`drift`)."""
 
-INEXACT = 1e-2  # where the dead rank was writing a part of its vector
+DIM, CHUNKS = 200_000, 7  # of a vector in the job
 
 HUNG_S = 2.0  # the failure time-out of a trial with a stop
 STEPS = 300
@@ -94,6 +94,10 @@ class Outcome:
     drift : float
         Of the sum of the models, with what died, relative; for those that descend, of the mean of
         the survivors from the survivors' optimum.
+    limit : float
+        What that may be.
+    exact : bool
+        Whether no rank died while it wrote a part of its vector.
     went_on_s : float
         From the signal to the survivors' knowing.
     output : str
@@ -102,6 +106,7 @@ class Outcome:
     survivors: int
     hung: bool
     drift: float
+    limit: float
     exact: bool
     went_on_s: float
     output: str
@@ -127,17 +132,33 @@ def attempt(trial: Trial, tmp_path: Path) -> Outcome:
         went_on_s = time.monotonic() - struck_s
         done = job.wait(LIMIT_S)
     except AssertionError as error:
-        return Outcome(0, True, float("nan"), False, float("nan"), str(error))
+        return Outcome(0, True, float("nan"), 0.0, False, float("nan"), str(error))
     survivors = len(re.findall(r"closed \d+", done.output))
     values = result(done.output)
     return Outcome(
         survivors,
         False,
         drift(trial.algorithm, values, rank, trial.size),
+        limit(trial.algorithm, values),
         all(f["exact"] is not False for f in values["failures"]),
         went_on_s,
         done.output,
     )
+
+
+def limit(algorithm: str, values: dict[str, Any]) -> float:
+    """Return how much that may be.
+
+    Of a rank that died while it wrote, a part of the vector may be half one model, half the other,
+    and these are as far apart as the ranks have gone, which depends on who had the processor.
+    """
+    parts = sum(failure["exact"] is False for failure in values["failures"])
+    if not parts:
+        return DRIFT[algorithm]
+    if algorithm != "ad-psgd":
+        return max(DRIFT[algorithm], 1e-2)
+    apart = 1 + max(rank * count for rank, count in enumerate(values["updates"]))
+    return parts * DIM / CHUNKS * apart / abs(values["expected"])
 
 
 def drift(algorithm: str, values: dict[str, Any], dead: int, size: int) -> float:
