@@ -63,7 +63,8 @@ class Resources:
         generic, cray-nvidia, cray-amd, jsc, or a path, with a slash, to a file of your own. Unless
         given, what the variable SITE says, else generic.
     launcher : str, optional
-        srun, or the MPI's own mpirun. Unless given, what LAUNCHER says, else srun.
+        srun, or the MPI's own mpirun. Unless given, what LAUNCHER says, else srun; for Open MPI
+        with on_failure=continue mpirun, as a step of srun's does not outlive its ranks.
     pmi : str, optional
         srun's --mpi=, where the usual one is wrong; default: leave it to the site.
     save_before_s : int
@@ -108,7 +109,7 @@ class Resources:
             if not option.startswith("-") or not _WORD.fullmatch(option):
                 raise BadInput(f"--sbatch {option!r}: write a whole option, --sbatch=--qos=debug")
         site, launcher = self._site, self._launcher
-        if launcher not in ("srun", "mpirun"):
+        if launcher not in ("", "srun", "mpirun"):
             raise BadInput(f"--launcher {launcher}: choose srun or mpirun")
         if "/" not in site and site not in sites():
             raise BadInput(
@@ -138,7 +139,7 @@ class Resources:
 
     @property
     def _launcher(self) -> str:
-        return self.launcher or os.environ.get("LAUNCHER") or "srun"
+        return self.launcher or os.environ.get("LAUNCHER") or ""  # the usual one
 
     def options(self) -> list[str]:
         """Return them as sbatch's."""
@@ -251,7 +252,9 @@ def make(job: Resources, config: TrainConfig, args: Sequence[str]) -> tuple[str,
         raise BadInput(f"on {job.ranks} ranks: {error}") from error
     name = f"{job.job_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = (config.output.out or Path("runs") / name).expanduser().absolute()
-    return script(job.options(), job.settings() | {"OUT": str(out)}, args), out
+    outlive = "yes" if config.faults.on_failure == CONTINUE else ""
+    settings = job.settings() | {"OUTLIVE": outlive, "OUT": str(out)}
+    return script(job.options(), settings, args), out
 
 
 def require() -> None:

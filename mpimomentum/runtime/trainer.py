@@ -128,9 +128,8 @@ def train(config: TrainConfig, worker: MPIWorker) -> tuple[dict[str, Any], Path]
             record=chronicle,
         )
     if checkpoints.stopped:
-        saved = f"saved in {checkpoints.last}" if checkpoints.last else "not saved: ranks had died"
         raise Stopped(
-            f"stopped: {checkpoints.stopped}. The run is {saved} and goes on "
+            f"stopped: {checkpoints.stopped}. The run is {_saved(checkpoints, worker)} "
             f"when it is started again with --out {path} --resume auto"
         )
     mine = [stream.file.nbytes, stream.file.count, list(stream.carried.items())]
@@ -257,6 +256,15 @@ def _epoch_s(run: runs.Run, job: Job) -> float | None:
     """Return the virtual seconds in which all workers together go through the data once."""
     samples = int(run.updates.sum()) * job.samples_per_step
     return run.time_s * len(job.dataset.train_y) / samples if samples else None
+
+
+def _saved(checkpoints: Checkpoints, worker: MPIWorker) -> str:
+    """Return what of a stopped run is saved, and what becomes of it."""
+    if not worker.dead:
+        return f"saved in {checkpoints.last} and goes on"
+    if checkpoints.last is None:
+        return "not saved, since ranks had died, and begins anew"
+    return f"saved as it was before ranks died, in {checkpoints.last}, and goes on from there"
 
 
 def _observing(monitor: Monitor, policy: Policy) -> Observe:

@@ -3,7 +3,8 @@
 Hydra kills all ranks when one dies, with -disable-auto-cleanup, too (5.0.2: whenever it reaps the
 dead before it has read the closing of its PMI connection). So the process that it started forks:
 the child is the rank, the parent waits. If the child is killed, the parent stays, and PMI's
-connection with it, until all other ranks have ended.
+connection with it, until all other ranks have ended. Likewise under Slurm's `srun --mpi=pmi2`,
+which would take the death of a task for the step's failure.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def needed(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started by Hydra."""
+    """Whether this process was started by Hydra, or by Slurm with PMI 1 or 2."""
     with contextlib.suppress(OSError):
         name = Path(f"/proc/{os.getppid()}/comm").read_text().strip()
-        return "PMI_FD" in environ and name.startswith("hydra")
+        return "PMI_FD" in environ and name.startswith(("hydra", "slurmstepd"))
     return False
 
 

@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+_SLURM_PMIX = (
+    "srun --mpi=pmix ends the step with the first of its processes; start it in the allocation "
+    "with mpirun --enable-recovery (by slurm/train.sbatch: OUTLIVE=yes)"
+)
 _LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "prun")
 
 
@@ -15,6 +19,10 @@ def would_end_the_job(environ: Mapping[str, str] = os.environ) -> str:
     Looks at the variables that launchers set, and at the command lines of the processes above this
     one: a launcher on another node does not show.
     """
+    if "PMI_FD" in environ:  # of Hydra, or of Slurm: see keeper
+        return ""
+    if environ.get("PMIX_NAMESPACE", "").startswith("slurm."):
+        return _SLURM_PMIX
     if "SLURM_STEP_ID" in environ and environ.get("SLURM_KILL_BAD_EXIT", "0") not in ("", "0"):
         return "start it with srun --kill-on-bad-exit=0"
     if environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true"):
@@ -22,8 +30,6 @@ def would_end_the_job(environ: Mapping[str, str] = os.environ) -> str:
     for command in _commands_above():
         if Path(command[0]).name not in _LAUNCHERS:
             continue
-        if "PMI_FD" in environ:  # Hydra: see keeper
-            return ""
         kept = {"--enable-recovery", "-enable-recovery"} & set(command)
         return "" if kept else "start it with mpirun --with-ft ulfm, or mpirun --enable-recovery"
     return ""

@@ -10,6 +10,8 @@
 #                        PMI=default leaves the choice to the site
 #   SRUN_OPTIONS=…       more for srun, divided by blanks; they come last, and so win
 #   MPIRUN_OPTIONS=…     more for mpirun
+#   OUTLIVE=yes          ranks that go on without one that dies (train --on-failure continue): Open
+#                        MPI's by mpirun, as srun --mpi=pmix ends all ranks with the first
 #   RANKS=8              as many ranks in place of all of the allocation, on as few nodes
 #   GPU_VARIABLE=…       which variable says what GPUs a process sees (gpu_select.sh)
 
@@ -33,13 +35,17 @@ ranks=${RANKS:-$SLURM_NTASKS}
 per_node=${SLURM_NTASKS_PER_NODE:-$(((SLURM_NTASKS + SLURM_JOB_NUM_NODES - 1) / SLURM_JOB_NUM_NODES))}
 if [ "$per_node" -gt "$ranks" ]; then per_node=$ranks; fi
 
+usual_launcher=srun
 case $mpi_library in
-  Open) usual_pmi=pmix placement=(--map-by "ppr:$per_node:node") ;;
+  Open)
+    usual_pmi=pmix placement=(--map-by "ppr:$per_node:node")
+    if [ -n "${OUTLIVE:-}" ]; then usual_launcher=mpirun placement+=(--enable-recovery); fi
+    ;;
   *) usual_pmi=pmi2 placement=(-ppn "$per_node") ;; # MPICH and what descends from it
 esac
 
 # shellcheck disable=SC2034 # for who sources this
-case ${LAUNCHER:-srun} in
+case ${LAUNCHER:-$usual_launcher} in
   srun)
     LAUNCH=(srun "--nodes=$(((ranks + per_node - 1) / per_node))" "--ntasks=$ranks"
       "--ntasks-per-node=$per_node" --kill-on-bad-exit=1)

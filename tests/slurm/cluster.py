@@ -196,6 +196,20 @@ class Cluster:
         (state,) = self.states(job)
         return state
 
+    def rank_of(self, job: str, rank: int) -> int:
+        """Return the process that is a rank of a job, not those that have started it."""
+        wanted = f"SLURM_JOB_ID={job}".encode()
+        names = (f"PMI_RANK={rank}".encode(), f"OMPI_COMM_WORLD_RANK={rank}".encode())
+        found, parents = set(), set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended since
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if wanted in variables and any(name in variables for name in names):
+                    found.add(int(process.name))
+                    parents.add(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
+        (pid,) = found - parents
+        return pid
+
     def states(self, job: str) -> set[str]:
         """Return the states of a job, or of an array's tasks."""
         shown = self.run("scontrol", "show", "job", job)

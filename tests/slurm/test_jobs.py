@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,25 @@ def test_a_job_that_its_owner_cancels_stays_so(cluster: Cluster) -> None:
     cluster.wait_for(job, f"job {job}: saved")
     assert cluster.wait(job) == "CANCELLED"
     assert "start 2" not in cluster.log(job)
+
+
+def test_a_job_outlives_a_rank_that_is_killed(cluster: Cluster) -> None:
+    out = cluster.work / "outlived"
+    flags = ("--algorithm", "d-psgd", "--model", "mlp", "--compute-s", "0.01", "--steps", "400")
+    how = ("--nodes", "1", "--ranks-per-node", "2", "--on-failure", "continue", "--out", str(out))
+    submit = (
+        sys.executable,
+        "-m",
+        "mpimomentum",
+        "submit",
+        f"--sbatch=--output={cluster.work}/%j.log",
+    )
+    said = cluster.run(*submit, *flags, *how, "--progress", "lines")
+    job = said.split()[1].rstrip(":")
+    cluster.wait_for(job, "samples/s")
+    os.kill(cluster.rank_of(job, 1), signal.SIGKILL)
+    assert cluster.wait(job) == "COMPLETED", cluster.log(job)
+    assert "the run goes on with 1 of 2 ranks" in cluster.log(job)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [(f["rank"], f["cause"]) for f in summary["failures"]] == [(1, "ended")]
+    assert updates(out)[0] == 400

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.crash.trials import family
 from tests.slurm.cluster import SCRIPTS, TWO_EACH, Cluster
 
 pytestmark = pytest.mark.timeout(300)
@@ -106,3 +107,12 @@ def test_submit_says_what_slurm_refuses(cluster: Cluster) -> None:
     with pytest.raises(AssertionError, match=r"nothing was submitted.*invalid partition"):
         cluster.run(sys.executable, "-m", "mpimomentum", "submit", "--partition", "nowhere")
     assert not list(cluster.work.glob("runs/*"))
+
+
+def test_slurms_pmix_is_refused_where_ranks_are_to_outlive_others(cluster: Cluster) -> None:
+    if family() != "Open MPI":
+        pytest.skip("under --mpi=pmi2 they do")
+    flags = ("--algorithm", "d-psgd", "--model", "mlp", "--on-failure", "continue")
+    ranks = ("srun", "--nodes=1", "--ntasks=2", "--mpi=pmix", sys.executable, "-m", "mpimomentum")
+    with pytest.raises(AssertionError, match="in the allocation with mpirun --enable-recovery"):
+        cluster.run(*ranks, "train", *flags, "--out", str(cluster.work / "refused"))

@@ -210,7 +210,7 @@ def test_site_and_launcher_are_those_of_the_batch_scripts(
     for name in ("SITE", "LAUNCHER"):
         monkeypatch.delenv(name, raising=False)
     usual = Resources().settings()
-    assert (usual["SITE"], usual["LAUNCHER"]) == ("generic", "srun")
+    assert (usual["SITE"], usual["LAUNCHER"]) == ("generic", "")  # the usual
     own = tmp_path / "my site.sh"
     own.touch()
     monkeypatch.setenv("SITE", str(own))
