@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mpimomentum.non_finite import Guard, Policy, finite
+from mpimomentum.non_finite import Guard, Policy
 from mpimomentum.runtime import decay
 from mpimomentum.runtime.admission import (
     admissible,
@@ -23,10 +23,12 @@ from mpimomentum.runtime.admission import (
     same_identity,
 )
 from mpimomentum.runtime.agreement import agreed
-from mpimomentum.runtime.asking import Asking, Request
+from mpimomentum.runtime.asking import Asking
 from mpimomentum.runtime.broadcast import broadcast_parameters
 from mpimomentum.runtime.consensus import Consensus, mean_model
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.gradient_gate import GradientGate
+from mpimomentum.runtime.group_rates import GroupRates, of_groups
 from mpimomentum.runtime.guarded import checked
 from mpimomentum.runtime.host_copies import CPU
 from mpimomentum.runtime.objectives.flat import FlatModel
@@ -118,8 +120,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._full_closure = full_closure
         self._non_finite = non_finite
         self._lent = False
-        self._known_rates: dict[str, tuple[tuple[float, ...], float | Vector]] = {}
-        self._decoupled = decay.decoupled(algorithm)
+        self._rates = GroupRates(worker, decay.decoupled(algorithm))
 
         def prepare() -> FlatModel:
             default = decay.chosen(algorithm, weight_decay)
@@ -139,6 +140,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         same_everywhere(worker, self._parameters, algorithm, non_finite)
         worker.bind(self._asking, algorithm.lr)
         worker.guard = None if non_finite == "ignore" else Guard(worker, non_finite)
+        self._gate = GradientGate(worker, algorithm.synchronous, self._asking)
         self._records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
         worker.take_record = self._records.append
         worker.closing.append(self.close)
@@ -189,13 +191,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._answer_full(loop)
         request = loop.request
         result = self._evaluate(closure) if closure is not None else None
-        self._set_rates()
+        self._rates.set(self.param_groups, self._parameters)
         loop.computed()
-        if self._skip():
+        if self._gate.overflowed(getattr(self, "found_inf", None)):
             loop.skip()
             return result
         g = self._gradient()
-        if self._left_out(g, request):
+        if self._gate.left_out(g, request):
             loop.skip()
             return result
         loop.answer(g)
@@ -204,7 +206,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 raise RuntimeError(_NEEDS_CLOSURE.format(name=self._algorithm.name))
             self._evaluate(closure)
             loop.computed()
-            loop.answer(self._needed(self._gradient()))
+            loop.answer(self._gate.needed(self._gradient()))
         if self._looks():
             self._fingerprint = parameters.fingerprint()
         return result
@@ -272,7 +274,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         loop.close()
         self._loop, self._lent = None, False
         self._asking.parameters = agreed(self._worker, self._laid_out)
-        self._known_rates.clear()
+        self._rates.forget()
         same_everywhere(self._worker, self._parameters, self._algorithm, self._non_finite)
         self._begin()
 
@@ -417,10 +419,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if saved is None:
             broadcast_parameters(self._model, self._worker)
             self._parameters.take_over()
-        self._set_rates()
+        self._rates.set(self.param_groups, self._parameters)
         self._loop = OwnLoop(self._worker, self._algorithm, self._asking, saved, self._checkpoints)
         self._fingerprint = self._parameters.fingerprint()
-        self._statistics = self._parameters.statistics()  # as of the last finite gradient
+        self._gate.begin()
 
     def _looks(self) -> bool:
         """Whether to look thoroughly before and after this step."""
@@ -465,8 +467,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     f"optimizer with full_closure="
                 )
             self._evaluate(self._full_closure)
-            self._set_rates()
-            loop.answer(self._needed(self._gradient()))
+            self._rates.set(self.param_groups, self._parameters)
+            loop.answer(self._gate.needed(self._gradient()))
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
@@ -479,64 +481,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         scale = getattr(self, "grad_scale", None)
         if scale is not None:
             p.grad.div_(scale)
-        if not self._decoupled:
-            p.add_decay(self._groups("weight_decay"))
+        if not self._rates.decoupled:
+            p.add_decay(of_groups(self.param_groups, "weight_decay"))
         return p.grad
-
-    def _set_rates(self) -> None:
-        """Take up the groups' lr, as schedulers left them, and weight decay."""
-        self._worker.lr = self._rates("lr")
-        if self._decoupled:
-            self._worker.weight_decay = self._rates("weight_decay")
-
-    def _rates(self, name: str) -> float | Vector:
-        """Return one number, or one a coordinate, which is kept while the groups' stay the same."""
-        values = tuple(self._groups(name))
-        known = self._known_rates.get(name)
-        if known is None or known[0] != values:
-            known = self._known_rates[name] = (values, self._parameters.per_group(values))
-        return known[1]
-
-    def _groups(self, name: str) -> list[float]:
-        return [float(group[name]) for group in self.param_groups]
-
-    def _skip(self) -> bool:
-        """Whether a GradScaler found an overflow here, or on a rank that others wait for."""
-        found = getattr(self, "found_inf", None)
-        if found is None:
-            return False
-        skip = bool(found)
-        if self._algorithm.synchronous:
-            skip = self._worker.run(_any(self._worker, skip), "the ranks' GradScalers")
-        return skip
-
-    def _left_out(self, g: Vector, request: Request) -> bool:
-        """Whether to wait for another gradient than `g`, which is not finite here or elsewhere."""
-        guard = self._worker.guard
-        if guard is None or (guard.policy != "skip" and guard.later(g, lambda: _NOT_FINITE)):
-            return False
-        leave_out = False
-        if finite(g):
-            guard.gradient_is_finite()
-            if guard.policy == "skip":
-                self._statistics = self._parameters.statistics()
-        else:
-            guard.gradient_found(_NOT_FINITE)
-            self._parameters.load_statistics(self._statistics)  # which have seen the same
-            leave_out = finite(self._parameters.flat)
-            if not leave_out:  # no mini-batch has a gradient there
-                g.zero_()
-        # a mean is the same on all ranks; the others' gradients only they know
-        if guard.policy == "skip" and self._algorithm.synchronous and request.kind != "mean":
-            leave_out = self._worker.run(_any(self._worker, leave_out), "the ranks' gradients")
-        return leave_out
-
-    def _needed(self, g: Vector) -> Vector:
-        """Return `g`, which no other gradient can stand for."""
-        guard = self._worker.guard
-        if guard is not None and not guard.later(g, lambda: _NOT_FINITE) and not finite(g):
-            raise guard.error(f"{_NOT_FINITE}, of samples that cannot be left out")
-        return g
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -549,12 +496,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
 
-_NOT_FINITE = "the gradient is not finite"
 _NEEDS_CLOSURE = (
     "{name} asks for several gradients a step: write optimizer.step(closure), where closure() "
     "calls zero_grad(), computes the loss, calls backward() and returns the loss"
 )
-
-
-async def _any(w: MPIWorker, flag: bool) -> bool:
-    return bool(await w.allreduce(torch.tensor([int(flag)])))
