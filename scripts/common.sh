@@ -1,4 +1,5 @@
-# Sourced by quickstart.sh and test.sh: one virtual environment per MPI, and an mpirun that works on
+# shellcheck shell=bash
+# Sourced by the scripts here: one virtual environment per MPI, and an mpirun that works on
 # a laptop, in a container and as root. Not executable by itself.
 
 TORCH=2.13.0 # pinned: the newest build of the index may be gigabytes of CUDA
@@ -37,11 +38,20 @@ set_up() {
   wanted=$(cat "$ROOT"/{pyproject.toml,setup.py,scripts/common.sh} "$ROOT"/csrc/* | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     say "setting up $VENV (torch $TORCH, $MPI); a few minutes, once"
-    pip_install -e "$ROOT[$MPI,dev]"
+    pip_install -e "${ROOT}[$MPI,dev]"
     printf '%s' "$wanted" >"$stamp"
   fi
   PATH=$VENV/bin:$PATH
   launcher_defaults
+}
+
+# at_hand: what is installed already, on PATH; where there is none, set_up.
+at_hand() {
+  if python -c 'import mpimomentum' 2>/dev/null && command -v mpirun >/dev/null; then
+    launcher_defaults
+  else
+    set_up
+  fi
 }
 
 # fetch: install into $VENV what mpimomentum needs; set_up then has itself to build and little else.

@@ -3,11 +3,9 @@
 #   ./scripts/quickstart.sh                        Open MPI (MPI=mpich: the other)
 #   RANKS=2 ./scripts/quickstart.sh --epochs 5     other options go to `mpimomentum train`
 set -euo pipefail
-HERE=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/common.sh"
 set_up
-cd "$HERE" # the run directory is made where the user stands
 
 # ranks never see the terminal itself, so that this script must say that there is one
 [ ! -t 2 ] || export MPIMOMENTUM_PROGRESS=${MPIMOMENTUM_PROGRESS:-bar}

@@ -5,7 +5,7 @@
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/common.sh"
-[ "${1:-}" = --no-set-up ] && shift || set_up
+if [ "${1:-}" = --no-set-up ]; then shift; else set_up; fi
 cd "$ROOT"
 
 # to the library's build environment belongs nanobind, as pyproject.toml says

@@ -17,16 +17,10 @@
 #   FORKED    sizes from this one on share one import of torch (scripts/forked.py), by which many
 #             more ranks fit; default 33, for compute that sleeps on this one machine
 set -euo pipefail
-HERE=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
 . "$ROOT/scripts/common.sh"
-if python -c 'import mpimomentum' 2>/dev/null && command -v mpirun >/dev/null; then
-  launcher_defaults
-else
-  set_up
-fi
-cd "$HERE"
+at_hand
 
 SIZES=${SIZES:-1 2 4 8}
 SCALING=${SCALING:-weak strong}

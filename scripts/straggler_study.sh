@@ -12,16 +12,10 @@
 #   OUT       folder; default runs/stragglers-DATE-TIME
 #   MPI       openmpi (default) or mpich, where mpimomentum is not installed yet
 set -euo pipefail
-HERE=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/common.sh
 . "$ROOT/scripts/common.sh"
-if python -c 'import mpimomentum' 2>/dev/null && command -v mpirun >/dev/null; then
-  launcher_defaults
-else
-  set_up
-fi
-cd "$HERE"
+at_hand
 
 exec python -m mpimomentum study stragglers --mpi \
   --out "${OUT:-runs/stragglers-$(date +%Y%m%d-%H%M%S)}" "$@"
