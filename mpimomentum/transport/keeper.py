@@ -17,7 +17,8 @@ import select
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+from mpimomentum.transport.launcher import launcher
 
 SURVIVED = signal.SIGUSR2  # to the keeper of a dead rank: somebody has come to the end of the run
 
@@ -27,10 +28,9 @@ _PR_SET_PDEATHSIG = 1
 
 def needed(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started by Hydra, or by Slurm with PMI 1 or 2."""
-    with contextlib.suppress(OSError):
-        name = Path(f"/proc/{os.getppid()}/comm").read_text().strip()
-        return "PMI_FD" in environ and name.startswith(("hydra", "slurmstepd"))
-    return False
+    by, _ = launcher(environ)
+    by_pmix = environ.get("PMIX_NAMESPACE", "").startswith("slurm.")  # PMI_FD is an outer srun's
+    return "PMI_FD" in environ and (by == "hydra" or (by == "srun" and not by_pmix))
 
 
 class Keeper:

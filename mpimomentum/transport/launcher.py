@@ -1,46 +1,71 @@
-"""Whether the launcher of this process ends the whole job when one rank dies, where that shows."""
+"""What has started this process, and whether that ends the whole job when one rank dies."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
-_SLURM_PMIX = (
-    "srun --mpi=pmix ends the step with the first of its processes; start it in the allocation "
-    "with mpirun --enable-recovery (by slurm/train.sbatch: OUTLIVE=yes)"
+Launcher = Literal["hydra", "mpirun", "srun", "unknown"]
+
+_OPEN_MPI = ("mpirun", "mpiexec", "prterun", "prun", "orterun")
+_DAEMONS = ("prted", "orted")  # of Open MPI's mpirun, where that is elsewhere
+_ON_MPIRUN = "start it with mpirun --with-ft ulfm, or mpirun --enable-recovery"
+_ON_SRUN = (
+    "srun ends the step with the first of its processes; start it in the allocation by Open MPI's "
+    "mpirun --enable-recovery, or with MPICH by srun --mpi=pmi2 (slurm/train.sbatch: OUTLIVE=yes, "
+    "and neither LAUNCHER nor PMI)"
 )
-_LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "prun")
 
 
-def would_end_the_job(environ: Mapping[str, str] = os.environ) -> str:
+def launcher(environ: Mapping[str, str] = os.environ) -> tuple[Launcher, list[str]]:
+    """Return what has started this process, and its command line where that shows.
+
+    By the processes above this one. Where they are hidden, as another user's may be and those
+    outside a container, by the variables that launchers set.
+    """
+    for name, command in _above():
+        if name.startswith("hydra"):
+            return "hydra", command
+        if name.startswith("slurmstepd"):
+            return "srun", command
+        if name in _OPEN_MPI:
+            return "mpirun", command
+        if name in _DAEMONS:
+            return "mpirun", []
+    if environ.get("PMIX_NAMESPACE", "").startswith("prte"):
+        return "mpirun", []
+    return ("srun" if "SLURM_STEP_ID" in environ else "unknown"), []
+
+
+def would_end_the_job(kept: bool, environ: Mapping[str, str] = os.environ) -> str:
     """Return the remedy if the launcher is known to end a job of which a rank dies, else nothing.
 
-    Looks at the variables that launchers set, and at the command lines of the processes above this
-    one: a launcher on another node does not show.
+    Parameters
+    ----------
+    kept : bool
+        Whether this rank has a keeper, which the launcher takes for it.
+    environ : mapping
     """
-    if "PMI_FD" in environ:  # of Hydra, or of Slurm: see keeper
+    if kept:
         return ""
-    if environ.get("PMIX_NAMESPACE", "").startswith("slurm."):
-        return _SLURM_PMIX
-    if "SLURM_STEP_ID" in environ and environ.get("SLURM_KILL_BAD_EXIT", "0") not in ("", "0"):
-        return "start it with srun --kill-on-bad-exit=0"
-    if environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true"):
-        return ""
-    for command in _commands_above():
-        if Path(command[0]).name not in _LAUNCHERS:
-            continue
-        kept = {"--enable-recovery", "-enable-recovery"} & set(command)
-        return "" if kept else "start it with mpirun --with-ft ulfm, or mpirun --enable-recovery"
-    return ""
+    by, command = launcher(environ)
+    if by == "srun":
+        return _ON_SRUN
+    keeps = environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true")
+    keeps |= bool({"--enable-recovery", "-enable-recovery"} & set(command))
+    return _ON_MPIRUN if by == "mpirun" and command and not keeps else ""
 
 
-def _commands_above() -> Iterator[list[str]]:
+def _above() -> Iterator[tuple[str, list[str]]]:
+    """Yield name and command line of this process's parent, its parent, and so on."""
     pid = os.getppid()
     try:
         while pid > 1:
             process = Path("/proc") / str(pid)
-            yield (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            yield (process / "comm").read_text().strip(), command
             pid = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
     except (OSError, IndexError, ValueError):
         return

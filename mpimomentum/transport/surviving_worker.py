@@ -87,7 +87,8 @@ class SurvivingWorker(MPIWorker):
                 f"on_failure=continue on {lane.device.type}: what survives goes through host "
                 "memory only; use device=cpu, or on_failure=abort"
             )
-        remedies = [remedy for remedy in env.comm.allgather(would_end_the_job()) if remedy]
+        remedy = would_end_the_job(self._keeper is not None)
+        remedies = [remedy for remedy in env.comm.allgather(remedy) if remedy]
         if remedies and env.size > 1:
             raise ValueError(
                 "on_failure=continue, but the launcher would end the whole job when a rank dies: "

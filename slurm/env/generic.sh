@@ -39,7 +39,14 @@ usual_launcher=srun
 case $mpi_library in
   Open)
     usual_pmi=pmix placement=(--map-by "ppr:$per_node:node")
-    if [ -n "${OUTLIVE:-}" ]; then usual_launcher=mpirun placement+=(--enable-recovery); fi
+    if [ "${OUTLIVE:-}" = yes ]; then
+      usual_launcher=mpirun placement+=(--enable-recovery)
+      if [ "${LAUNCHER:-mpirun}" != mpirun ]; then
+        echo "OUTLIVE=yes with LAUNCHER=$LAUNCHER: srun would end Open MPI's ranks with the first;" \
+          "leave LAUNCHER out" >&2
+        exit 2
+      fi
+    fi
     ;;
   *) usual_pmi=pmi2 placement=(-ppn "$per_node") ;; # MPICH and what descends from it
 esac
@@ -55,6 +62,8 @@ case ${LAUNCHER:-$usual_launcher} in
     LAUNCH+=(${more[@]+"${more[@]}"})
     ;;
   mpirun)
+    # Open MPI's would bind a rank, with all its threads, to one core
+    export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
     read -ra more <<<"${MPIRUN_OPTIONS:-}"
     LAUNCH=(mpirun -n "$ranks" "${placement[@]}" ${more[@]+"${more[@]}"})
     ;;

@@ -207,7 +207,8 @@ class Cluster:
                 if wanted in variables and any(name in variables for name in names):
                     found.add(int(process.name))
                     parents.add(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
-        (pid,) = found - parents
+        (pid,) = found - parents or {None}
+        assert pid is not None, f"no rank {rank} of job {job} is running:\n{self.log(job)}"
         return pid
 
     def states(self, job: str) -> set[str]:

@@ -105,7 +105,7 @@ def test_a_job_that_its_owner_cancels_stays_so(cluster: Cluster) -> None:
 
 def test_a_job_outlives_a_rank_that_is_killed(cluster: Cluster) -> None:
     out = cluster.work / "outlived"
-    flags = ("--algorithm", "d-psgd", "--model", "mlp", "--compute-s", "0.01", "--steps", "400")
+    flags = ("--algorithm", "d-psgd", "--model", "mlp", "--compute-s", "0.02", "--steps", "800")
     how = ("--nodes", "1", "--ranks-per-node", "2", "--on-failure", "continue", "--out", str(out))
     submit = (
         sys.executable,
@@ -122,4 +122,4 @@ def test_a_job_outlives_a_rank_that_is_killed(cluster: Cluster) -> None:
     assert "the run goes on with 1 of 2 ranks" in cluster.log(job)
     summary = json.loads((out / "summary.json").read_text())
     assert [(f["rank"], f["cause"]) for f in summary["failures"]] == [(1, "ended")]
-    assert updates(out)[0] == 400
+    assert updates(out)[0] == 800

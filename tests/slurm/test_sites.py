@@ -58,6 +58,9 @@ def test_the_scripts_are_sound() -> None:
          f"{SRUN} --mpi=pmix --kill-on-bad-exit=0 --no-kill"),
         ("Open", {"LAUNCHER": "mpirun"}, "mpirun -n 8 --map-by ppr:4:node"),
         ("MPICH", {"LAUNCHER": "mpirun", "MPIRUN_OPTIONS": "-v"}, "mpirun -n 8 -ppn 4 -v"),
+        ("Open", {"OUTLIVE": "yes"}, "mpirun -n 8 --map-by ppr:4:node --enable-recovery"),
+        ("Open", {"OUTLIVE": ""}, f"{SRUN} --mpi=pmix"),
+        ("MPICH", {"OUTLIVE": "yes"}, f"{SRUN} --mpi=pmi2"),
         ("CRAY", {"SITE": "cray-nvidia"}, f"{SRUN} {CRAY}"),
         ("CRAY", {"SITE": "cray-amd"}, f"{SRUN} {CRAY}"),
         ("CRAY", {"SITE": "cray-amd", "PMI": "x"}, f"{SRUN} {CRAY}".replace("cray_shasta", "x")),
@@ -68,6 +71,14 @@ def test_how_a_site_starts_ranks(
     tmp_path: Path, mpi: str, env: dict[str, str], expected: str
 ) -> None:
     assert launch(tmp_path, mpi, **env) == expected
+
+
+def test_ranks_that_outlive_others_are_not_started_by_slurms_pmix(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="leave LAUNCHER out"):
+        launch(tmp_path, OUTLIVE="yes", LAUNCHER="srun")
+    text = f"source {SCRIPTS}/site.sh; env | grep binding_policy"
+    bound = bash(text, tmp_path, OUTLIVE="yes")  # one core for all its threads, otherwise
+    assert bound == "PRTE_MCA_hwloc_default_binding_policy=none"
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,17 @@ def test_a_job_may_go_on_on_another_number_of_ranks(
     assert made.count("--resume auto") == 1
 
 
+@pytest.mark.parametrize(("flags", "outlive"), [("--on-failure continue", "yes"), ("", "''")])
+def test_a_job_whose_ranks_outlive_others_is_started_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, outlive: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", f"mpimomentum submit --dry-run {flags}".split())
+    cli.main()
+    made = capsys.readouterr().out
+    assert f"\nOUTLIVE={outlive}\n" in made
+    assert "\nLAUNCHER=''\n" in made
+
+
 def test_what_is_asked_for_is_not_lost_to_what_is_exported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
