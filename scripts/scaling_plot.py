@@ -37,7 +37,8 @@ mpl.rcParams["svg.hashsalt"] = "scaling"  # the same figures, the same file
 ALONE = "no-communication"
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 MARKERS = "osD^vPX"
-SETTING = ("compute", "compute_s", "parameters", "slow", "jitter", "topology", "model", "data")
+SETTING = ("compute", "compute_s", "parameters", "slow", "jitter", "topology", "model", "data",
+           "device")  # fmt: skip
 """What must be the same at all sizes of a study, but for compute_s where scaling is strong."""
 
 Line = dict[str, str]
@@ -75,14 +76,14 @@ def read(paths: Iterable[Path]) -> list[Line]:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.DictReader(opened)
             missing = {"scaling", "algorithm", "ranks", "samples_per_s", *SETTING} - set(
-                reader.fieldnames or ()
+                ("device", *(reader.fieldnames or ()))  # older files have none
             )
             if missing:
                 raise SystemExit(
                     f"{file}: no columns {', '.join(sorted(missing))}: give files of "
                     "scripts/scaling_point.py"
                 )
-            lines += reader
+            lines += ({"device": "cpu"} | line for line in reader)
     if not lines:
         raise SystemExit(f"no lines in {', '.join(map(str, files)) or 'no file at all'}")
     return lines
@@ -169,6 +170,8 @@ def caption(lines: Sequence[Line]) -> str:
         what = f"{line['model']} on {line['data']}, {int(line['parameters']):,} parameters"
     slow = f"; slow ranks {line['slow']}" if line["slow"] else ""
     jitter = f"; jitter {line['jitter']}" if float(line["jitter"] or 0) else ""
+    if line["device"] != "cpu":
+        what += f", vectors on {line['device']}"
     repeats = len({each["repeat"] for each in lines})
     return (
         f"{what}{slow}{jitter}; graph {line['topology']}; medians of {repeats}, bars from the "

@@ -17,6 +17,8 @@ rank's share of them in each gradient, so n ranks are to do the same work in an 
 ``--compute-s`` (0.1 s; strong: the n-th part of it), so ranks do not compete for cores, and what is
 measured is communication alone. ``real``: ``--model`` on ``--data``.
 
+Where there are GPUs each rank has one, for its vectors and for real gradients (``--device``).
+
 ``no-communication`` is an algorithm among the others here: each rank trains by itself.
 
 A line is an algorithm in a repetition (``--repeats``): after a warm-up, synchronous algorithms make
@@ -51,13 +53,14 @@ from mpimomentum.algorithms.registry import ALGORITHMS
 from mpimomentum.measures.histogram import Histogram
 from mpimomentum.runtime.agreement import agreed
 from mpimomentum.runtime.config import Method, TrainConfig
+from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.dataset import read_shared
+from mpimomentum.runtime.device_config import Computing
 from mpimomentum.runtime.errors import BadInput
-from mpimomentum.runtime.init import start
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.pace_config import Pace
-from mpimomentum.runtime.refusal import refuse_together
+from mpimomentum.runtime.refusal import refuse_together, started
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.runtime.variables import runtime
 
@@ -69,7 +72,7 @@ COLUMNS = (
     "scaling", "compute", "algorithm", "ranks", "nodes", "repeat", "samples_per_s", "step_s",
     "steps", "batch_size", "parameters", "compute_s", "slow", "jitter", "topology", "model", "data",
     "compute_share", "gossip_share", "wait_share", "staleness", "bytes_per_step", "mpi", "machine",
-    "date",
+    "date", "device",
 )  # fmt: skip
 
 
@@ -102,29 +105,6 @@ class Alone:
         mm.mix.heavy_ball(s.x, s.m, g, w.lr, self.mu)
 
 
-class Constant:
-    """An Objective whose gradient is a constant vector, there at once."""
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-        self.g = torch.full((dim,), 1e-3)
-
-    def initial(self) -> Tensor:
-        """Start at zero."""
-        return torch.zeros(self.dim)
-
-    def sample(self, rng: Any, indices: Any = None) -> None:
-        """There are no data."""
-
-    def gradient(self, x: Tensor, batch: None) -> Tensor:
-        """Return it."""
-        return self.g
-
-    def loss(self, x: Tensor) -> float:
-        """There is none."""
-        return 0.0
-
-
 @dataclass(frozen=True)
 class Case:
     """An algorithm with what it is to work on."""
@@ -153,6 +133,7 @@ def case_of(name: str, options: argparse.Namespace, w: Any) -> Case:
             task=Task(model=options.model, data=options.data, data_dir=options.data_dir,
                       batch_size=batch_of(options, w.size)),
             pace=Pace(options.slow, options.jitter, compute_s_of(options, w.size)),
+            computing=computing_of(options),
             seed=options.seed,
         ).resolved(),
     )  # fmt: skip
@@ -160,10 +141,15 @@ def case_of(name: str, options: argparse.Namespace, w: Any) -> Case:
     algorithm = Alone() if alone else plan[1]
     if options.compute == "real":
         dataset = read_shared(config.task, w)
-        job = agreed(w, lambda: Job.prepare(config, *plan, dataset))
+        job = agreed(w, lambda: Job.prepare(config, *plan, dataset, w.device))
         return Case(algorithm, plan[0], config.pace, job.objective, job.dim)
     dim = int(options.parameters)
-    return Case(algorithm, plan[0], config.pace, lambda rank, size: Constant(dim), dim)
+    return Case(algorithm, plan[0], config.pace, lambda rank, size: Constant(dim, w.device), dim)
+
+
+def computing_of(options: argparse.Namespace) -> Computing:
+    """Return on what the ranks compute."""
+    return Computing(options.device, options.amp, options.staging)
 
 
 def batch_of(options: argparse.Namespace, size: int) -> int:
@@ -257,7 +243,7 @@ def _line(cells: Any) -> str:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
-    with start(runtime()) as w:
+    with started(runtime(), device=options.device, staging=options.staging) as w:
         try:
             cases = {name: case_of(name, options, w) for name in options.algorithms}
         except BadInput as error:
@@ -280,6 +266,7 @@ def main() -> None:
                     "model": options.model if options.compute == "real" else "",
                     "data": options.data if options.compute == "real" else "",
                     "mpi": w.env.library,
+                    "device": w.device.type,
                     "machine": f"{platform.node()} ({os.cpu_count()} cores)",
                     "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
                 }
@@ -302,6 +289,9 @@ def arguments() -> argparse.Namespace:
     add("--model", default="cnn-small", help="real")
     add("--data", default="digits", help="real")
     add("--data-dir", type=Path, help="real")
+    add("--device", default="auto", help="auto: GPUs where there are some; cpu; cuda; cuda:K")
+    add("--staging", default="auto", help="from GPUs to ranks: auto, pinned, ipc or direct")
+    add("--amp", default="off", help="real: bf16 or off")
     add("--batch-size", type=int, help=f"samples, default {BATCH_SIZE}")
     add("--seconds", type=float, default=10.0, help="of a measurement")
     add("--repeats", type=int, default=3)
@@ -313,6 +303,10 @@ def arguments() -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} {value:g} must be above 0")
+    try:
+        computing_of(options)
+    except BadInput as error:
+        parser.error(str(error))
     return options
 
 

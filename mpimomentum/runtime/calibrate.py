@@ -24,13 +24,13 @@ from mpimomentum.runtime.calibration import Calibration, Step
 from mpimomentum.runtime.config import Method, TrainConfig
 from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.dataset import read_shared
+from mpimomentum.runtime.device_config import Computing
 from mpimomentum.runtime.errors import BadInput, RunFailed
-from mpimomentum.runtime.init import start
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.link_probe import SHORT, Alone, LinkProbe
 from mpimomentum.runtime.link_times import measured, shared, timings
 from mpimomentum.runtime.pace import paced
-from mpimomentum.runtime.refusal import failure, launched_size, refuse_together, say
+from mpimomentum.runtime.refusal import failure, launched_size, refuse_together, say, started
 from mpimomentum.runtime.task_config import Task
 from mpimomentum.runtime.variables import runtime
 
@@ -43,7 +43,7 @@ GRADIENTS = 10
 LENGTH = 10**6
 BETWEEN = {"latency_s": "2e-5", "bandwidth_Bps": "1.25e9"}  # of 10 Gb/s, to be put in by the user
 
-_TASK = Task()
+_TASK, _COMPUTING = Task(), Computing()
 
 
 def calibrate(
@@ -51,16 +51,18 @@ def calibrate(
     out: Path = Path("calibration.toml"),
     parameters: Annotated[float | None, Parameter(validator=Number(gte=1024))] = None,
     task: Task = _TASK,
+    computing: Computing = _COMPUTING,
 ) -> None:
     """Measure this machine for `mpimomentum simulate --from`: start it with mpirun or srun.
 
     Latency and bandwidth within a node and between nodes, what the operations of algorithms cost
     beside a plain message, the time of a gradient and of the rest of a step. Takes some seconds.
-    Start as many ranks on a node as there will be, on two nodes if there will be several.
+    Start as many ranks on a node as there will be, on two nodes if there will be several. Where
+    there are GPUs all of it is theirs, unless `--device cpu`.
 
     ```
     mpirun -n 2 mpimomentum calibrate
-    srun -N 2 --ntasks-per-node=4 mpimomentum calibrate --model resnet20 --data cifar10
+    srun -N 2 --ntasks-per-node=4 mpimomentum calibrate --model resnet20 --data fashion-mnist
     ```
 
     Ends with a command that predicts 128 workers of what was measured.
@@ -77,12 +79,12 @@ def calibrate(
             "calibrate measures messages between ranks, but this is one process alone: start it "
             "with mpirun -n 2 mpimomentum calibrate"
         )
-    worker = start(runtime())
+    worker = started(runtime(), device=computing.device, staging=computing.staging)
     try:
         agreed(worker, lambda: _writable(out) if worker.rank == 0 else None)
-        found = measure(worker, None if parameters is None else int(parameters), task)
+        found = measure(worker, None if parameters is None else int(parameters), task, computing)
         if worker.rank == 0:
-            _save(found, out, task)
+            _save(found, out, task, worker.device.type)
     except (BadInput, RunFailed) as error:  # of all ranks: they know what was measured
         refuse_together(worker, error)
     except OSError as error:  # of rank 0: others may wait for it
@@ -91,7 +93,9 @@ def calibrate(
     worker.close()
 
 
-def measure(worker: MPIWorker, parameters: int | None, task: Task) -> Calibration:
+def measure(
+    worker: MPIWorker, parameters: int | None, task: Task, computing: Computing = _COMPUTING
+) -> Calibration:
     """Measure the ranks' machine. Collective; the same on all ranks.
 
     Raises
@@ -101,9 +105,12 @@ def measure(worker: MPIWorker, parameters: int | None, task: Task) -> Calibratio
     """
     nodes = [int(text) for text in told(worker, str(worker.env.node))]
     check_nodes(nodes)
-    config = agreed(worker, lambda: TrainConfig(method=Method("allreduce-sgd"), task=task))
+    method = Method("allreduce-sgd")
+    config = agreed(worker, lambda: TrainConfig(method=method, task=task, computing=computing))
     dataset = read_shared(task, worker)
-    job = agreed(worker, lambda: Job.prepare(config, *plan_of(config, worker.size), dataset))
+    job = agreed(
+        worker, lambda: Job.prepare(config, *plan_of(config, worker.size), dataset, worker.device)
+    )
     length = parameters or max(job.dim, LENGTH)
     gradient_s = _gradient_s(worker, job)
     alone_s = [_alone_s(worker, n) for n in (SHORT, length)]
@@ -158,7 +165,7 @@ def _gradient_s(worker: MPIWorker, job: Job) -> float:
     for _ in range(GRADIENTS + 2):
         batch = objective.sample(rng)
         began_s = time.perf_counter()
-        objective.gradient(x, batch)
+        float(objective.gradient(x, batch)[0])  # a GPU has ended it then
         taken.append(time.perf_counter() - began_s)
     mine = statistics.median(taken[2:])
     return statistics.fmean(float(text) for text in told(worker, repr(mine)))
@@ -170,7 +177,7 @@ def _alone_s(worker: MPIWorker, dim: int) -> float:
     algorithm: Any = Alone()
 
     def objective(rank: int, size: int) -> Any:
-        return paced(Constant(dim), rank, compute_s=NAP_S)
+        return paced(Constant(dim, worker.device), rank, compute_s=NAP_S)
 
     def end(w: Any, state: Any) -> None:
         ends.append(w.now_s())
@@ -201,7 +208,7 @@ def prediction(found: Calibration, out: Path, task: Task) -> str:
     return f"mpimomentum simulate {' '.join(words)} --timing-only"
 
 
-def _save(found: Calibration, out: Path, task: Task) -> None:
+def _save(found: Calibration, out: Path, task: Task, device: str) -> None:
     found.save(out)
     for name, link in (("within a node", found.node), ("between nodes", found.network)):
         if link is not None:
@@ -210,7 +217,7 @@ def _save(found: Calibration, out: Path, task: Task) -> None:
                 f"{name}: {link.latency_s * 1e6:.3g} µs, {link.bandwidth_Bps / 1e9:.3g} GB/s{total}"
             )
     step = found.step
-    print(f"gradient of {step.model}: {step.gradient_s * 1e3:.3g} ms")
+    print(f"gradient of {step.model}, {device}: {step.gradient_s * 1e3:.3g} ms")
     if found.network is None:
         print("between nodes: not measured; below as 10 Gb/s have it, put in yours")
     print(f"{out}: {prediction(found, out, task)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mpimomentum.runtime.host_copies import CPU
 from mpimomentum.worker import Batch, Objective, Vector
 
 
@@ -16,18 +17,20 @@ class Constant(Objective):
     Parameters
     ----------
     dim : int
+    device : torch.device
+        Where its vectors are.
     """
 
     samples = 1
     last_loss = None  # nothing is learnt
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, device: torch.device = CPU) -> None:
         self.dim = dim
-        self._g = torch.full((dim,), 1e-3)
+        self._g = torch.full((dim,), 1e-3, device=device)
 
     def initial(self) -> Vector:
         """Start at zero."""
-        return torch.zeros(self.dim)
+        return torch.zeros_like(self._g)
 
     def sample(self, rng: np.random.Generator, indices: Sequence[int] | None = None) -> Batch:
         """There are no data."""

@@ -78,12 +78,12 @@ class LinkProbe:
     def init(self, w: Worker, x0: Vector) -> State:
         """Make windows and a mailbox."""
         lengths = (SHORT, self.length)
-        windows = {n: w.window(f"probe {n}", torch.zeros(n)) for n in lengths}
-        return State(torch.zeros(1), windows, w.mailbox("probe"))
+        windows = {n: w.window(f"probe {n}", x0.new_zeros(n)) for n in lengths}
+        return State(x0.new_zeros(1), windows, w.mailbox("probe"))
 
     async def step(self, w: Worker, s: State) -> None:
         """Time everything, short and long in turns: what else the machine does meets both."""
-        vectors = {length: torch.zeros(length) for length in (SHORT, self.length)}
+        vectors = {length: s.x.new_zeros(length) for length in (SHORT, self.length)}
         for name in OPERATIONS:
             for repeat in range(self.repeats + 1):
                 for length, v in vectors.items():

@@ -12,6 +12,7 @@ from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.calibration import OPERATIONS, Link
 from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.errors import RunFailed
+from mpimomentum.runtime.host_copies import CPU
 from mpimomentum.runtime.link_probe import SHORT, LinkProbe
 from mpimomentum.simulator.clock import Clock, Cost
 
@@ -124,7 +125,7 @@ def timings(probe: LinkProbe, worker: MPIWorker | None, clock: Clock | None = No
             kept.append(state.seconds)
 
     def nothing(rank: int, size: int) -> Constant:
-        return Constant(1)
+        return Constant(1, CPU if worker is None else worker.device)
 
     if worker is None:
         runs.simulate(algorithm, nothing, len(probe.nodes), 1, clock=clock, observe=keep)

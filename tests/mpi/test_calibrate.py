@@ -6,11 +6,21 @@ from typing import Any
 
 import pytest
 
-from mpimomentum.runtime import link_times
+from mpimomentum.runtime import calibrate, link_times
 from mpimomentum.runtime.agreement import told
 from mpimomentum.runtime.link_probe import LinkProbe
+from tests.mpi.test_device_runs import on_device
 
 pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("staging", ["pinned", "ipc"])
+def test_vectors_of_a_device_are_measured_there(make_worker: Any, staging: str) -> None:
+    w = on_device(make_worker, staging=staging)
+    nodes = [int(text) for text in told(w, str(w.env.node))]
+    timed = link_times.shared(w, link_times.timings(LinkProbe(nodes, 4096, repeats=2), w))
+    assert {"average", "exchange", "collective"} <= set(timed)
+    assert calibrate._alone_s(w, 4096) >= 0
 
 
 def test_all_ranks_know_what_every_operation_took(make_worker: Any) -> None:

@@ -18,6 +18,8 @@ import torch
 
 import mpimomentum as mm
 from mpimomentum.algorithms.registry import ALGORITHMS
+from mpimomentum.runtime.constant import Constant
+from mpimomentum.runtime.link_probe import Alone, LinkProbe
 from tests.contract.test_algorithms import TABLE, Layered, graph_of, scattered
 from tests.pretend_device import DEVICE, DeviceTensor, WrongDevice, on_device, on_host, pretended
 
@@ -79,6 +81,20 @@ def test_vectors_stay_where_they_are_with_the_same_bits(
     assert len(during) == 1, during
     assert bool(asked) == (name in WAITS)
     assert max(asked, default=0) <= 2
+
+
+def test_what_calibrates_a_machine_sends_vectors_of_the_device() -> None:
+    used = set()
+
+    class Watched(LinkProbe):
+        def _operation(self, name: str, w: Any, s: Any, v: torch.Tensor) -> Any:
+            used.update({type(v), type(s.x), *(type(i.read()) for i in s.windows.values())})
+            return super()._operation(name, w, s, v)
+
+    for algorithm in (Watched([0, 0, 1, 1], 4096, repeats=2), Alone()):
+        with pretended():
+            run(algorithm, lambda r, n: Constant(8, DEVICE))
+    assert used == {DeviceTensor}
 
 
 def test_every_algorithm_was_run_there() -> None:

@@ -34,7 +34,7 @@ def line(algorithm: str, ranks: int, rate: float, **other: Any) -> dict[str, Any
         "batch_size": 8, "parameters": 100000, "compute_s": 0.1, "slow": "", "jitter": 0.0,
         "topology": "ring", "model": "", "data": "", "compute_share": 0.9, "gossip_share": 0.05,
         "wait_share": 0.05, "staleness": "", "bytes_per_step": 0, "mpi": "an MPI",
-        "machine": "here", "date": "2026-11-21T12:00:00", **other,
+        "machine": "here", "date": "2026-11-21T12:00:00", "device": "cpu", **other,
     }  # fmt: skip
 
 
@@ -107,6 +107,11 @@ def test_two_studies_are_not_drawn_as_one(
     point.append(tmp_path / "a.csv", line("d-psgd", 1, 1.0))
     point.append(tmp_path / "a.csv", line("d-psgd", 2, 1.0, parameters=7))
     with pytest.raises(SystemExit, match="differ in parameters"):
+        plot.studies(plot.read([tmp_path]))
+    (tmp_path / "a.csv").unlink()
+    for device in ("cpu", "cuda"):
+        point.append(tmp_path / f"{device}.csv", line("d-psgd", 1, 1.0, device=device))
+    with pytest.raises(SystemExit, match="differ in device"):
         plot.studies(plot.read([tmp_path]))
     (tmp_path / "b.csv").write_text("ranks,rate\n1,2\n")
     with pytest.raises(SystemExit, match="no columns"):
