@@ -37,8 +37,9 @@ mpl.rcParams["svg.hashsalt"] = "scaling"  # the same figures, the same file
 ALONE = "no-communication"
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 MARKERS = "osD^vPX"
+ADDED = {"device": "cpu", "staging": "", "amp": "off"}  # which older files do not have
 SETTING = ("compute", "compute_s", "parameters", "slow", "jitter", "topology", "model", "data",
-           "device")  # fmt: skip
+           *ADDED)  # fmt: skip
 """What must be the same at all sizes of a study, but for compute_s where scaling is strong."""
 
 Line = dict[str, str]
@@ -76,14 +77,14 @@ def read(paths: Iterable[Path]) -> list[Line]:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.DictReader(opened)
             missing = {"scaling", "algorithm", "ranks", "samples_per_s", *SETTING} - set(
-                ("device", *(reader.fieldnames or ()))  # older files have none
+                (*ADDED, *(reader.fieldnames or ()))
             )
             if missing:
                 raise SystemExit(
                     f"{file}: no columns {', '.join(sorted(missing))}: give files of "
                     "scripts/scaling_point.py"
                 )
-            lines += ({"device": "cpu"} | line for line in reader)
+            lines += (ADDED | line for line in reader)
     if not lines:
         raise SystemExit(f"no lines in {', '.join(map(str, files)) or 'no file at all'}")
     return lines

@@ -57,6 +57,7 @@ from mpimomentum.runtime.constant import Constant
 from mpimomentum.runtime.dataset import read_shared
 from mpimomentum.runtime.device_config import Computing
 from mpimomentum.runtime.errors import BadInput
+from mpimomentum.runtime.finite_sum import needs_finite_sum
 from mpimomentum.runtime.job import Job, plan_of
 from mpimomentum.runtime.pace import paced
 from mpimomentum.runtime.pace_config import Pace
@@ -72,7 +73,7 @@ COLUMNS = (
     "scaling", "compute", "algorithm", "ranks", "nodes", "repeat", "samples_per_s", "step_s",
     "steps", "batch_size", "parameters", "compute_s", "slow", "jitter", "topology", "model", "data",
     "compute_share", "gossip_share", "wait_share", "staleness", "bytes_per_step", "mpi", "machine",
-    "date", "device",
+    "date", "device", "staging", "amp",
 )  # fmt: skip
 
 
@@ -139,6 +140,8 @@ def case_of(name: str, options: argparse.Namespace, w: Any) -> Case:
     )  # fmt: skip
     plan = agreed(w, lambda: plan_of(config, w.size))
     algorithm = Alone() if alone else plan[1]
+    if options.compute == "sleep" and needs_finite_sum(algorithm):
+        raise BadInput(f"{name} goes over all samples, of which a sleep has none: --compute real")
     if options.compute == "real":
         dataset = read_shared(config.task, w)
         job = agreed(w, lambda: Job.prepare(config, *plan, dataset, w.device))
@@ -149,7 +152,7 @@ def case_of(name: str, options: argparse.Namespace, w: Any) -> Case:
 
 def computing_of(options: argparse.Namespace) -> Computing:
     """Return on what the ranks compute."""
-    return Computing(options.device, options.amp, options.staging)
+    return Computing(options.device, options.amp, options.staging).as_variables_say()
 
 
 def batch_of(options: argparse.Namespace, size: int) -> int:
@@ -225,6 +228,9 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
             head.flush()
             with contextlib.suppress(FileExistsError):
                 os.link(head.name, path)  # whole, or there already
+    with path.open(encoding="utf-8") as file:
+        if file.readline() != _line(COLUMNS):
+            raise SystemExit(f"{path}: has other columns, of another version: choose another --csv")
     line = _line([row[name] for name in COLUMNS]).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -243,7 +249,8 @@ def _line(cells: Any) -> str:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
-    with started(runtime(), device=options.device, staging=options.staging) as w:
+    computing = computing_of(options)
+    with started(runtime(), device=computing.device, staging=computing.staging) as w:
         try:
             cases = {name: case_of(name, options, w) for name in options.algorithms}
         except BadInput as error:
@@ -267,6 +274,8 @@ def main() -> None:
                     "data": options.data if options.compute == "real" else "",
                     "mpi": w.env.library,
                     "device": w.device.type,
+                    "staging": computing.staging if w.device.type != "cpu" else "",
+                    "amp": options.amp,
                     "machine": f"{platform.node()} ({os.cpu_count()} cores)",
                     "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
                 }
@@ -289,8 +298,7 @@ def arguments() -> argparse.Namespace:
     add("--model", default="cnn-small", help="real")
     add("--data", default="digits", help="real")
     add("--data-dir", type=Path, help="real")
-    usual = os.environ.get("MPIMOMENTUM_DEVICE", "auto")
-    add("--device", default=usual, help="auto: GPUs where there are some; cpu; cuda; cuda:K")
+    add("--device", default="auto", help="auto: GPUs where there are some; cpu; cuda; cuda:K")
     add("--staging", default="auto", help="from GPUs to ranks: auto, pinned, ipc or direct")
     add("--amp", default="off", help="real: bf16 or off")
     add("--batch-size", type=int, help=f"samples, default {BATCH_SIZE}")

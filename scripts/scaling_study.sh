@@ -13,6 +13,7 @@
 #   SCALING   weak, strong or 'weak strong' (default)
 #   OUT       folder of the CSV files and the picture; default runs/scaling-DATE-TIME
 #   MPI       openmpi (default) or mpich, where mpimomentum is not installed yet
+#   MPIMOMENTUM_DEVICE  default cpu; auto: GPUs, which ranks share
 #   LIMIT_S   longest that a size may take; default 1800
 #   FORKED    sizes from this one on share one import of torch (scripts/forked.py), by which many
 #             more ranks fit; default 33, for compute that sleeps on this one machine
@@ -22,6 +23,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/common.sh"
 at_hand
 
+export MPIMOMENTUM_DEVICE=${MPIMOMENTUM_DEVICE:-cpu} # one machine's GPU has no room for 128 ranks
 SIZES=${SIZES:-1 2 4 8}
 SCALING=${SCALING:-weak strong}
 OUT=${OUT:-runs/scaling-$(date +%Y%m%d-%H%M%S)}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NAP_S = 0.02  # a gradient that sleeps, where a step without one is measured
 STEPS = 25
 GRADIENTS = 10
-LENGTH = 10**6
+LENGTH = {"cpu": 10**6, "cuda": 16 * 10**6}  # which a GPU takes long enough for to be seen
 BETWEEN = {"latency_s": "2e-5", "bandwidth_Bps": "1.25e9"}  # of 10 Gb/s, to be put in by the user
 
 _TASK, _COMPUTING = Task(), Computing()
@@ -58,7 +58,7 @@ def calibrate(
     Latency and bandwidth within a node and between nodes, what the operations of algorithms cost
     beside a plain message, the time of a gradient and of the rest of a step. Takes some seconds.
     Start as many ranks on a node as there will be, on two nodes if there will be several. Where
-    there are GPUs all of it is theirs, unless `--device cpu`.
+    there are GPUs all of it is theirs, unless `--device` or MPIMOMENTUM_DEVICE says cpu.
 
     ```
     mpirun -n 2 mpimomentum calibrate
@@ -72,19 +72,20 @@ def calibrate(
     out : Path
         File to write.
     parameters : float, optional
-        Of the long vectors that are sent; the model's unless given, at least a million.
+        Of the long vectors that are sent; the model's unless given, at least a million, on GPUs 16.
     """
     if launched_size() < 2:
         raise BadInput(
             "calibrate measures messages between ranks, but this is one process alone: start it "
             "with mpirun -n 2 mpimomentum calibrate"
         )
+    computing = computing.as_variables_say()
     worker = started(runtime(), device=computing.device, staging=computing.staging)
     try:
         agreed(worker, lambda: _writable(out) if worker.rank == 0 else None)
         found = measure(worker, None if parameters is None else int(parameters), task, computing)
         if worker.rank == 0:
-            _save(found, out, task, worker.device.type)
+            _save(found, out, task)
     except (BadInput, RunFailed) as error:  # of all ranks: they know what was measured
         refuse_together(worker, error)
     except OSError as error:  # of rank 0: others may wait for it
@@ -111,7 +112,7 @@ def measure(
     job = agreed(
         worker, lambda: Job.prepare(config, *plan_of(config, worker.size), dataset, worker.device)
     )
-    length = parameters or max(job.dim, LENGTH)
+    length = parameters or max(job.dim, LENGTH[worker.device.type])
     gradient_s = _gradient_s(worker, job)
     alone_s = [_alone_s(worker, n) for n in (SHORT, length)]
     per_parameter = max(alone_s[1] - alone_s[0], 0.0) / (length - SHORT)
@@ -133,6 +134,8 @@ def measure(
             batch_size=task.batch_size,
             model=task.model,
             data=task.data,
+            device=worker.device.type,
+            amp=computing.amp,
         ),
         node=near,
         network=far,
@@ -208,7 +211,7 @@ def prediction(found: Calibration, out: Path, task: Task) -> str:
     return f"mpimomentum simulate {' '.join(words)} --timing-only"
 
 
-def _save(found: Calibration, out: Path, task: Task, device: str) -> None:
+def _save(found: Calibration, out: Path, task: Task) -> None:
     found.save(out)
     for name, link in (("within a node", found.node), ("between nodes", found.network)):
         if link is not None:
@@ -217,7 +220,7 @@ def _save(found: Calibration, out: Path, task: Task, device: str) -> None:
                 f"{name}: {link.latency_s * 1e6:.3g} µs, {link.bandwidth_Bps / 1e9:.3g} GB/s{total}"
             )
     step = found.step
-    print(f"gradient of {step.model}, {device}: {step.gradient_s * 1e3:.3g} ms")
+    print(f"gradient of {step.model}, {step.device}: {step.gradient_s * 1e3:.3g} ms")
     if found.network is None:
         print("between nodes: not measured; below as 10 Gb/s have it, put in yours")
     print(f"{out}: {prediction(found, out, task)}")

@@ -48,6 +48,8 @@ class Step:
     batch_size: int
     model: str
     data: str
+    device: str = "cpu"
+    amp: str = "off"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Calibration:
         put("update_s", step.update_s, "seconds of a step besides, and")
         each = "for each parameter; of a server for each gradient"
         put("update_s_per_parameter", step.update_s_per_parameter, each)
-        for name in ("parameters", "batch_size", "model", "data"):
+        for name in ("parameters", "batch_size", "model", "data", "device", "amp"):
             put(name, getattr(step, name))
         for name, link in (("node", self.node), ("network", self.network)):
             if link is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from cyclopts import Parameter
 
@@ -43,6 +44,21 @@ class Computing:
             raise BadInput(f"amp={self.amp}: choose one of {', '.join(get_args(Amp))}")
         if self.staging not in get_args(Staging):
             raise BadInput(f"staging={self.staging}: choose one of {', '.join(get_args(Staging))}")
+
+    def as_variables_say(self) -> Computing:
+        """Return it with what variables say of device and staging in the place of auto.
+
+        For commands that take no other variables.
+
+        Raises
+        ------
+        BadInput
+        """
+        device, staging = (
+            os.environ.get(f"MPIMOMENTUM_{name.upper()}", AUTO) if value == AUTO else value
+            for name, value in (("device", self.device), ("staging", self.staging))
+        )
+        return Computing(device, self.amp, cast(Staging, staging))  # checked
 
     def refuse(self, where: str) -> None:
         """Refuse GPUs where nothing computes on them.

@@ -91,8 +91,10 @@ class LinkProbe:
                     if operation is None:
                         continue
                     await w.allreduce(s.x)  # all begin together
+                    await _ended(w)
                     began_s = w.now_s()  # type: ignore[attr-defined]
                     await operation()
+                    await _ended(w)
                     if repeat > 0:
                         taken_s = w.now_s() - began_s  # type: ignore[attr-defined]
                         s.seconds.setdefault((name, length), []).append(taken_s)
@@ -133,6 +135,12 @@ class LinkProbe:
         return known.get(name, there_and_back)
 
 
+async def _ended(w: Worker) -> None:
+    """Wait until a device has done what it was asked to, which goes on behind a handle's back."""
+    if hasattr(w, "lane"):  # not the simulator's
+        await w.lane.done("what is measured")
+
+
 @dataclass
 class AloneState:
     """What a rank keeps that trains by itself."""
@@ -164,3 +172,4 @@ class Alone:
         """Take a momentum step."""
         g = await w.gradient(s.x, w.sample())
         mix.heavy_ball(s.x, s.m, g, w.lr, self.mu)
+        await _ended(w)

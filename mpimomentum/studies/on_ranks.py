@@ -106,7 +106,7 @@ def main() -> None:
     from mpimomentum.studies.registry import load
 
     name, case, out = sys.argv[1:]
-    with init() as worker:
+    with init(device="cpu") as worker:  # objectives are on it
         figures = load(name).measure_on_ranks(worker, **json.loads(case))  # type: ignore[attr-defined]
         if worker.rank == 0:
             Path(out).write_text(json.dumps(figures), "utf-8")

@@ -29,7 +29,8 @@ _PR_SET_PDEATHSIG = 1
 def needed(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started by Hydra, or by Slurm with PMI 1 or 2."""
     by, _ = launcher(environ)
-    by_pmix = environ.get("PMIX_NAMESPACE", "").startswith("slurm.")  # PMI_FD is an outer srun's
+    step = ".".join(environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID"))
+    by_pmix = environ.get("PMIX_NAMESPACE") == f"slurm.pmix.{step}"  # PMI_FD is an outer srun's
     return "PMI_FD" in environ and (by == "hydra" or (by == "srun" and not by_pmix))
 
 

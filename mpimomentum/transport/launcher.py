@@ -18,6 +18,8 @@ _ON_SRUN = (
     "and neither LAUNCHER nor PMI)"
 )
 
+_WITHOUT_KEEPER = {"srun": _ON_SRUN, "hydra": "start it with mpiexec, without -pmi-port"}
+
 
 def launcher(environ: Mapping[str, str] = os.environ) -> tuple[Launcher, list[str]]:
     """Return what has started this process, and its command line where that shows.
@@ -51,8 +53,8 @@ def would_end_the_job(kept: bool, environ: Mapping[str, str] = os.environ) -> st
     if kept:
         return ""
     by, command = launcher(environ)
-    if by == "srun":
-        return _ON_SRUN
+    if by in _WITHOUT_KEEPER:
+        return _WITHOUT_KEEPER[by]
     keeps = environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true")
     keeps |= bool({"--enable-recovery", "-enable-recovery"} & set(command))
     return _ON_MPIRUN if by == "mpirun" and command and not keeps else ""

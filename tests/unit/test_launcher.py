@@ -6,8 +6,9 @@ import pytest
 
 from mpimomentum.transport import keeper, launcher
 
-PMI, STEP = {"PMI_FD": "7"}, {"SLURM_STEP_ID": "0"}
-SLURMS_PMIX = {"PMIX_NAMESPACE": "slurm.pmix.1.0"}
+PMI, STEP = {"PMI_FD": "7"}, {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "2"}
+SLURMS_PMIX = {"PMIX_NAMESPACE": "slurm.pmix.1.2"}
+OUTER_PMIX = {"PMIX_NAMESPACE": "slurm.pmix.1.0"}
 PRTE = {"PMIX_NAMESPACE": "prterun-node1-77@1"}
 SRUN = [("slurmstepd", ["slurmstepd: [7.0]"])]
 HYDRA = [("hydra_pmi_proxy", ["hydra_pmi_proxy", "--control-port"]), ("mpiexec.hydra", ["mpiexec"])]
@@ -26,6 +27,8 @@ UV = ("uv", ["uv", "run", "python"])
         pytest.param(SRUN, PMI | STEP, True, False, id="pmi2"),
         pytest.param([UV, *SRUN], PMI | STEP, True, False, id="a wrapper of pmi2's"),
         pytest.param([], PMI | STEP, True, False, id="pmi2 out of sight"),
+        pytest.param(SRUN, PMI | STEP | OUTER_PMIX, True, False, id="pmi2 in a step of pmix's"),
+        pytest.param(HYDRA, {"PMI_PORT": "node1:7"}, False, True, id="hydra without PMI_FD"),
         pytest.param(SRUN, STEP | SLURMS_PMIX, False, True, id="pmix"),
         pytest.param(SRUN, PMI | STEP | SLURMS_PMIX, False, True, id="pmix in a step of pmi2's"),
         pytest.param([], STEP | SLURMS_PMIX, False, True, id="pmix out of sight"),

@@ -34,7 +34,8 @@ def line(algorithm: str, ranks: int, rate: float, **other: Any) -> dict[str, Any
         "batch_size": 8, "parameters": 100000, "compute_s": 0.1, "slow": "", "jitter": 0.0,
         "topology": "ring", "model": "", "data": "", "compute_share": 0.9, "gossip_share": 0.05,
         "wait_share": 0.05, "staleness": "", "bytes_per_step": 0, "mpi": "an MPI",
-        "machine": "here", "date": "2026-11-21T12:00:00", "device": "cpu", **other,
+        "machine": "here", "date": "2026-11-21T12:00:00", "device": "cpu", "staging": "",
+        "amp": "off", **other,
     }  # fmt: skip
 
 
