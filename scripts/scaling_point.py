@@ -219,6 +219,21 @@ def figures(run: mm.Run, batch_size: int) -> dict[str, Any]:
     }
 
 
+def check_columns(path: Path) -> None:
+    """Refuse a file to which another version of this script has written.
+
+    Raises
+    ------
+    BadInput
+    """
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            if file.readline() != _line(COLUMNS):
+                raise BadInput(
+                    f"--csv {path} has other columns, of another version: choose another"
+                )
+
+
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Append a line to a CSV file, which is made, with its head, if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,9 +243,6 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
             head.flush()
             with contextlib.suppress(FileExistsError):
                 os.link(head.name, path)  # whole, or there already
-    with path.open(encoding="utf-8") as file:
-        if file.readline() != _line(COLUMNS):
-            raise SystemExit(f"{path}: has other columns, of another version: choose another --csv")
     line = _line([row[name] for name in COLUMNS]).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -252,6 +264,7 @@ def main() -> None:
     computing = computing_of(options)
     with started(runtime(), device=computing.device, staging=computing.staging) as w:
         try:
+            agreed(w, lambda: check_columns(options.csv) if w.rank == 0 else None)
             cases = {name: case_of(name, options, w) for name in options.algorithms}
         except BadInput as error:
             refuse_together(w, error)
