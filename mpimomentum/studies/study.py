@@ -74,7 +74,8 @@ class Mean:
         return cls(statistics.fmean(found), sd, len(found))
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.sd:.2g}" if self.count > 1 else f"{self.mean:.4g}"
+        spread = self.count > 1 and math.isfinite(self.sd)
+        return f"{self.mean:.4g} ± {self.sd:.2g}" if spread else f"{self.mean:.4g}"
 
 
 def smallest(values: Iterable[float]) -> float:

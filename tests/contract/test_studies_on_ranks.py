@@ -17,7 +17,10 @@ def a_case(name: str, **short: Any) -> Case:
     return {**next(case for case in cases if case["on"] == "ranks"), **short}
 
 
-def test_two_ranks_measure_a_case_of_momentum_vs_asynchrony() -> None:
+def test_two_ranks_measure_a_case_of_momentum_vs_asynchrony(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MPIMOMENTUM_DEVICE", "cuda")  # it is for training
     case = a_case("momentum-vs-asynchrony", tau=1, updates=80)
     figures = registry.load("momentum-vs-asynchrony").measure(**case)
     assert 0 <= figures["staleness"] <= 1  # a worker waits for one other's update, or for none

@@ -31,6 +31,7 @@ UV = ("uv", ["uv", "run", "python"])
         pytest.param(HYDRA, {"PMI_PORT": "node1:7"}, False, True, id="hydra without PMI_FD"),
         pytest.param(SRUN, STEP | SLURMS_PMIX, False, True, id="pmix"),
         pytest.param(SRUN, PMI | STEP | SLURMS_PMIX, False, True, id="pmix in a step of pmi2's"),
+        pytest.param(SRUN, STEP | PRTE, False, True, id="srun below an mpirun"),
         pytest.param([], STEP | SLURMS_PMIX, False, True, id="pmix out of sight"),
         pytest.param(SRUN, STEP | {"PMI_CONTROL_PORT": "1"}, False, True, id="cray"),
         pytest.param(MPIRUN, STEP | PRTE, False, True, id="mpirun"),

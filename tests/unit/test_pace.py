@@ -89,6 +89,25 @@ def test_without_compute_s_the_measured_time_is_multiplied(naps):
     assert duration_s(naps, objective) == pytest.approx(0.06)
 
 
+class OnADevice(Working):
+    """Returns at once; who looks at a number of what it returns waits for the device."""
+
+    def gradient(self, x, batch):
+        class Vector:
+            def __getitem__(vector, index):  # noqa: N805
+                self.naps.now_s += self.work_s
+                return 0.0
+
+        return Vector()
+
+
+def test_the_time_of_a_device_is_measured_to_its_end(naps):
+    objective = OnADevice(b=torch.tensor([1.0, 2.0]))
+    objective.naps, objective.work_s = naps, 0.02
+    assert duration_s(naps, paced(objective, 0, slow={0: 3.0})) == pytest.approx(0.06)
+    assert duration_s(naps, paced(objective, 0, compute_s=0.01)) == pytest.approx(0.01)  # no look
+
+
 def test_a_gradient_that_takes_longer_than_asked_is_not_delayed(naps):
     objective = paced(working(naps, 0.05), 0, compute_s=0.03)
     assert duration_s(naps, objective) == pytest.approx(0.05)

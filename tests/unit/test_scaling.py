@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mpimomentum.runtime.device_config import Computing
 from mpimomentum.runtime.errors import BadInput
 
 
@@ -100,6 +101,28 @@ def test_the_picture_has_units_the_ideal_and_where_it_was_measured(
         assert text in drawn
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "weak scaling" in (tmp_path / "table.md").read_text()
+
+
+def test_a_file_of_another_version_is_refused(point: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    point.check_columns(path)  # none yet
+    point.append(path, line("d-psgd", 1, 1.0))
+    point.check_columns(path)
+    path.write_text(path.read_text().replace(",device", "", 1))
+    with pytest.raises(BadInput, match="other columns"):
+        point.check_columns(path)
+
+
+def test_what_ranks_compute_on_is_said_by_flags_then_by_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MPIMOMENTUM_DEVICE", "cpu")
+    monkeypatch.setenv("MPIMOMENTUM_STAGING", "pinned")
+    assert Computing(amp="bf16").as_variables_say() == Computing("cpu", "bf16", "pinned")
+    assert Computing("cuda", staging="ipc").as_variables_say() == Computing("cuda", "off", "ipc")
+    monkeypatch.setenv("MPIMOMENTUM_DEVICE", "gpu")
+    with pytest.raises(BadInput, match="device=gpu"):
+        Computing().as_variables_say()
 
 
 def test_two_studies_are_not_drawn_as_one(

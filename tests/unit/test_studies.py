@@ -247,6 +247,8 @@ def test_every_study_says_what_it_is_about(name):
 def test_a_mean_is_with_its_deviation():
     assert Mean.of([1, 2, 3]) == Mean(2.0, 1.0, 3)
     assert Mean.of([4.0]) == Mean(4.0, 0.0, 1)
+    assert str(Mean.of([1, 2, 3])) == "2 ± 1"
+    assert str(Mean.of([1.0, math.inf])) == "inf"  # one never came to it
     assert Mean.of([1.0, math.inf]).mean == math.inf
     assert math.isnan(Mean.of([1.0, math.nan]).mean)
 
